@@ -1,0 +1,2 @@
+//! The command `l2d`.
+fn main() {}
