@@ -30,7 +30,6 @@ pub fn xavier_uniform<B: Backend>(
     device: &B::Device,
 ) -> Tensor<B, 2> {
     let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-    let values: Vec<f32> =
-        (0..inputs * outputs).map(|_| ((rng.random::<f64>() * 2.0 - 1.0) * bound) as f32).collect();
+    let values: Vec<f32> = (0..inputs * outputs).map(|_| ((rng.random::<f64>() * 2.0 - 1.0) * bound) as f32).collect();
     Tensor::from_data(TensorData::new(values, [inputs, outputs]), device)
 }

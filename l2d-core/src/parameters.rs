@@ -99,3 +99,15 @@ pub fn replace_parameters<B: Backend, M: Module<B>>(
     let module = module.map(&mut replace);
     replace.result.map(|()| module)
 }
+
+/// Marks every float parameter as trained. Modules that came from an inner backend have forgotten whether they were.
+pub fn trainable<B: Backend, M: Module<B>>(module: M) -> M {
+    struct Mark;
+    impl<B: Backend> ModuleMapper<B> for Mark {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let (id, tensor, mapper) = param.consume();
+            Param::from_mapped_value(id, tensor.detach().require_grad(), mapper)
+        }
+    }
+    module.map(&mut Mark)
+}

@@ -2,11 +2,12 @@
 
 use burn::tensor::Tensor;
 use l2d_core::lm::{Lm, host_values};
-use l2d_testkit::{Golden, TestBackend, assert_close, models::golden_lm};
+use l2d_testkit::{
+    Golden, TestBackend, assert_close,
+    models::{BASE_FOLDERS, golden_lm},
+};
 
 type B = TestBackend;
-
-const BASES: [&str; 2] = ["base_llama", "base_qwen2"];
 
 fn setup(folder: &str) -> (Golden, Lm<B>) {
     (Golden::load(&format!("{folder}/expected")), golden_lm(folder, &Default::default()))
@@ -20,7 +21,7 @@ fn argmax_last(logits: Tensor<B, 2>, batch: usize) -> Vec<u32> {
 
 #[test]
 fn parity_base_logits_and_hidden_states() {
-    for folder in BASES {
+    for folder in BASE_FOLDERS {
         let (golden, lm) = setup(folder);
         let tokens = golden.token_rows("in/input_ids");
         let mut cache = lm.new_cache(vec![0; tokens.len()], tokens[0].len());
@@ -39,7 +40,7 @@ fn parity_base_logits_and_hidden_states() {
 
 #[test]
 fn parity_base_left_padding() {
-    for folder in BASES {
+    for folder in BASE_FOLDERS {
         let (golden, lm) = setup(folder);
         let tokens = golden.token_rows("in/pad_input_ids");
         let mask = golden.token_rows("in/pad_attention_mask");
@@ -60,7 +61,7 @@ fn parity_base_left_padding() {
 
 #[test]
 fn parity_base_greedy_with_cache() {
-    for folder in BASES {
+    for folder in BASE_FOLDERS {
         let (golden, lm) = setup(folder);
         let prompt = golden.token_rows("in/input_ids");
         let expected = golden.token_rows("out/greedy_tokens");
@@ -81,7 +82,7 @@ fn parity_base_greedy_with_cache() {
 
 #[test]
 fn parity_rope() {
-    for folder in BASES {
+    for folder in BASE_FOLDERS {
         let (golden, lm) = setup(folder);
         assert_close(&format!("{folder} inv_freq"), &lm.rope.inv_freq, golden.get("out/rope_inv_freq"), 1e-7);
         let cos = golden.get("out/rope_cos");

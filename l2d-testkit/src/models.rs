@@ -14,6 +14,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Golden, parity_dir};
 
+/// The base LMs of the parity set.
+pub const BASE_FOLDERS: [&str; 2] = ["base_llama", "base_qwen2"];
+
 /// A tiny base LM in a folder of the parity set, e.g. `base_llama`.
 pub fn golden_lm<B: Backend>(folder: &str, device: &B::Device) -> Lm<B> {
     let path = parity_dir().join(folder).join("config.json");
@@ -28,10 +31,13 @@ pub fn golden_l2d<B: Backend>(golden: &Golden, device: &B::Device) -> (Lm<B>, Di
     let lm = golden_lm(golden.info["base_model_folder"].as_str().expect("base_model_folder"), device);
     let config = golden_config(golden);
     let path = DiffusionPath::init(&lm, &config, &mut ChaCha8Rng::seed_from_u64(0));
-    (lm, golden_path(path, |name, transposed| {
-        let tensor = golden.get(&format!("param/{name}"));
-        (tensor.f32(), tensor.shape.clone(), transposed)
-    }))
+    (
+        lm,
+        golden_path(path, |name, transposed| {
+            let tensor = golden.get(&format!("param/{name}"));
+            (tensor.f32(), tensor.shape.clone(), transposed)
+        }),
+    )
 }
 
 /// Fills a path from a lookup by the reference's names. `lookup(name, transposed)` returns values and stored shape.
@@ -42,7 +48,6 @@ pub fn golden_path<B: Backend>(
     let full = !matches!(path.config.variant, Variant::Lora { .. });
     replace_parameters(path, &mut |name, shape| {
         let (reference, transpose) = reference_name(name, full);
-        // The base's query bias is part of a full copy here; the reference leaves it out where there is none.
         let (values, stored, _) = lookup(&reference, transpose);
         let values = if transpose {
             assert_eq!(stored, [shape[1], shape[0]], "{name}");
@@ -157,9 +162,8 @@ impl TensorSource for GoldenSource {
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let file = self.file();
-        let view = file
-            .tensor(name)
-            .map_err(|_| Error::MissingTensor { path: self.path.clone(), name: name.to_string() })?;
+        let view =
+            file.tensor(name).map_err(|_| Error::MissingTensor { path: self.path.clone(), name: name.to_string() })?;
         assert_eq!(view.dtype(), safetensors::Dtype::F32, "golden weights are f32");
         Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect())
     }

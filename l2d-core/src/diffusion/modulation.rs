@@ -2,9 +2,9 @@
 //! alone, never on the token, and is therefore computed once per grid of times when decoding.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
-use burn::tensor::Tensor;
 use rand_chacha::ChaCha8Rng;
 
 use crate::lm::Linear;

@@ -78,17 +78,15 @@ impl<B: Backend> DiffusionPath<B> {
                 self.class_rows(per_class, timesteps.len(), classes)
             }
         };
-        let column = |values: Vec<f32>| {
-            Tensor::<B, 2>::from_data(TensorData::new(values, [timesteps.len(), 1]), &device)
-        };
+        let column =
+            |values: Vec<f32>| Tensor::<B, 2>::from_data(TensorData::new(values, [timesteps.len(), 1]), &device);
         // Matrix products of different height may round differently; the product with 0 makes w(0) exact.
         let started = column(timesteps.iter().map(|&t| if t == 0.0 { 0.0 } else { 1.0 }).collect());
         let dtype = tau.dtype();
         let final_weight = (self.final_weight.forward(tau) - offset) * started.cast(dtype);
         let sigma = self.config.sigma as f32;
-        let input_scale = column(
-            timesteps.iter().map(|&t| 1.0 / ((1.0 - t) * (1.0 - t) * sigma * sigma + t * t).sqrt()).collect(),
-        );
+        let input_scale =
+            column(timesteps.iter().map(|&t| 1.0 / ((1.0 - t) * (1.0 - t) * sigma * sigma + t * t).sqrt()).collect());
         Modulation { input_scale: input_scale.cast(FloatDType::F32), blocks, final_weight }
     }
 
@@ -123,7 +121,8 @@ impl<B: Backend> DiffusionPath<B> {
         mut visit: impl FnMut(usize, &Tensor<B, 2>),
     ) -> Tensor<B, 2> {
         let mut z = self.encode(x_t, modulation);
-        for (layer, ((block, base), modulation)) in self.blocks.iter().zip(&lm.blocks).zip(&modulation.blocks).enumerate()
+        for (layer, ((block, base), modulation)) in
+            self.blocks.iter().zip(&lm.blocks).zip(&modulation.blocks).enumerate()
         {
             let (keys, values) = context(layer);
             z = block.forward(z, base, modulation, plan, keys, values);

@@ -44,7 +44,8 @@ impl<B: Backend> TimestepEmbedding<B> {
             values.extend(frequencies.iter().map(|f| (t * f).sin()));
         }
         let weight = self.inner.weight.val();
-        Tensor::<B, 2>::from_data(TensorData::new(values, [timesteps.len(), size]), &weight.device()).cast(weight.dtype())
+        Tensor::<B, 2>::from_data(TensorData::new(values, [timesteps.len(), size]), &weight.device())
+            .cast(weight.dtype())
     }
 
     /// `tau(t)` without any class: `[rows, c]`.

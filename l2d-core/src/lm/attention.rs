@@ -62,7 +62,14 @@ impl<B: Backend> AttentionPlan<B> {
     }
 
     /// The next `new` slots of a cache.
-    pub fn next(config: &LmConfig, rope: &Rope, cache: &KvCache<B>, new: usize, device: &B::Device, dtype: DType) -> Self {
+    pub fn next(
+        config: &LmConfig,
+        rope: &Rope,
+        cache: &KvCache<B>,
+        new: usize,
+        device: &B::Device,
+        dtype: DType,
+    ) -> Self {
         let slots: Vec<Vec<usize>> = vec![(cache.len()..cache.len() + new).collect(); cache.batch()];
         Self::new(config, rope, cache.padding(), &slots, cache.len() + new, device, dtype)
     }

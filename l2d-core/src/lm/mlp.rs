@@ -1,9 +1,9 @@
 //! The gated MLP of a block.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
-use burn::tensor::Tensor;
 
 use super::linear::Linear;
 

@@ -80,15 +80,7 @@ impl<B: Backend> Lm<B> {
 
     /// The plan of diffusion or probe rows at the given slots of a cache (equally many per sequence).
     pub fn plan_at(&self, cache: &KvCache<B>, slots: &[Vec<usize>]) -> AttentionPlan<B> {
-        AttentionPlan::new(
-            &self.config,
-            &self.rope,
-            cache.padding(),
-            slots,
-            cache.len(),
-            &self.device(),
-            self.dtype(),
-        )
+        AttentionPlan::new(&self.config, &self.rope, cache.padding(), slots, cache.len(), &self.device(), self.dtype())
     }
 
     /// An empty cache for sequences with the given left padding; see [`KvCache::new`].

@@ -41,7 +41,8 @@ impl<B: Backend> Lm<B> {
     /// # Errors
     /// A tensor is missing, has another shape than the config implies, cannot be read, or has no place in the model.
     pub fn load(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
-        let mut loader = Loader { source, used: BTreeSet::new(), device: device.clone(), _backend: std::marker::PhantomData::<B> };
+        let mut loader =
+            Loader { source, used: BTreeSet::new(), device: device.clone(), _backend: std::marker::PhantomData::<B> };
         let (hidden, query, kv) = (config.hidden_size, config.query_size(), config.kv_size());
         let blocks = (0..config.num_layers)
             .map(|i| {
@@ -199,10 +200,8 @@ struct Loader<'a, B: Backend> {
 impl<B: Backend> Loader<'_, B> {
     fn read(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
         let path = || self.source.path().to_path_buf();
-        let found = self
-            .source
-            .shape(name)
-            .ok_or_else(|| Error::MissingTensor { path: path(), name: name.to_string() })?;
+        let found =
+            self.source.shape(name).ok_or_else(|| Error::MissingTensor { path: path(), name: name.to_string() })?;
         if found != expected {
             return Err(Error::Shape { path: path(), name: name.to_string(), expected: expected.to_vec(), found });
         }
