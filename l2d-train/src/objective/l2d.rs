@@ -144,7 +144,8 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
             let (keys, values) = cache.layer(layer);
             (Tensor::from_inner(keys), Tensor::from_inner(values))
         };
-        let merged = joined(&self.frozen, path, &(cache.padding().to_vec(), cache.len()), context, hidden, &rows, draws);
+        let merged =
+            joined(&self.frozen, path, &(cache.padding().to_vec(), cache.len()), context, hidden, &rows, draws);
         let merged = merged.select(0, ids(&rows.labelled, &self.frozen.device())); // [labels, H]
         let (losses, gradient) =
             chunked_head_loss(&self.frozen, merged.clone().inner(), &rows.targets, self.head_chunk);
@@ -154,18 +155,20 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
     }
 
     /// The loss alone, without differentiation; for validation.
-    pub fn loss(
-        &self,
-        path: &DiffusionPath<AB::InnerBackend>,
-        batch: &Labelled<'_>,
-        draws: &Draws,
-    ) -> StepLoss {
+    pub fn loss(&self, path: &DiffusionPath<AB::InnerBackend>, batch: &Labelled<'_>, draws: &Draws) -> StepLoss {
         let rows = Rows::new(batch);
         let (cache, hidden) = self.main_pass(batch);
         let device = self.lm.device();
         let hidden = hidden.select(0, ids(&rows.places, &device));
-        let merged =
-            joined(&self.lm, path, &(cache.padding().to_vec(), cache.len()), |layer| cache.layer(layer), hidden, &rows, draws);
+        let merged = joined(
+            &self.lm,
+            path,
+            &(cache.padding().to_vec(), cache.len()),
+            |layer| cache.layer(layer),
+            hidden,
+            &rows,
+            draws,
+        );
         let merged = merged.select(0, ids(&rows.labelled, &device));
         summed(&chunked_head_loss_only(&self.lm, merged, &rows.targets, self.head_chunk), draws)
     }
@@ -207,9 +210,5 @@ fn summed(losses: &[f32], draws: &Draws) -> StepLoss {
     for (&loss, &t) in losses.iter().zip(&draws.timesteps) {
         by_timestep.add(t, loss);
     }
-    StepLoss {
-        sum: losses.iter().map(|&loss| loss as f64).sum(),
-        tokens: losses.len(),
-        by_timestep: Some(by_timestep),
-    }
+    StepLoss { sum: losses.iter().map(|&loss| loss as f64).sum(), tokens: losses.len(), by_timestep: Some(by_timestep) }
 }

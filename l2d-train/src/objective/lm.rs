@@ -21,7 +21,11 @@ impl LmObjective {
     ///
     /// # Panics
     /// When the batch has no label.
-    pub fn loss_and_gradients<AB: AutodiffBackend>(&self, lm: &Lm<AB>, batch: &Labelled<'_>) -> (StepLoss, AB::Gradients) {
+    pub fn loss_and_gradients<AB: AutodiffBackend>(
+        &self,
+        lm: &Lm<AB>,
+        batch: &Labelled<'_>,
+    ) -> (StepLoss, AB::Gradients) {
         let (hidden, targets) = labelled_hidden(lm, batch);
         let losses = cross_entropy(lm.logits(hidden), ids(&targets, &lm.device()));
         let values = host_values(losses.clone().inner());
