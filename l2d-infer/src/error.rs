@@ -29,6 +29,29 @@ pub enum Error {
         /// The first such token.
         token: usize,
     },
+    /// A prompt and the tokens asked for do not fit the model's context.
+    #[error(
+        "request {request}: the prompt has {tokens} tokens and {wanted} more were asked for, the model's context holds \
+         {context}: shorten the prompt or lower max_tokens"
+    )]
+    Context {
+        /// Its place in the batch.
+        request: usize,
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// New tokens asked for.
+        wanted: usize,
+        /// The context length.
+        context: usize,
+    },
+    /// A request cannot be decoded as it stands.
+    #[error("request {request}: {reason}")]
+    Request {
+        /// Its place in the batch.
+        request: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// This crate's result.

@@ -3,8 +3,9 @@
 //!
 //! One token: `x_0 ~ N(0, sigma^2)`; integrate `dx/dt = (x1_hat(x, t) - x) / (1 - t)` on a grid of times ([`ode`],
 //! [`velocity`], [`schedule`]); draw the token from the logits at the end ([`sampler`]). Random numbers are the host's
-//! ([`rng`]), and [`stop`] says when a text is complete.
+//! ([`rng`]), and [`stop`] says when a text is complete. [`decode`] puts these together for batches of sequences.
 
+pub mod decode;
 pub mod error;
 pub mod ode;
 pub mod rng;
@@ -13,4 +14,5 @@ pub mod schedule;
 pub mod stop;
 pub mod velocity;
 
+pub use decode::{Decoder, DiffusionParams, GenerationParams, Request};
 pub use error::{Error, Result};

@@ -178,10 +178,8 @@ mod tests {
 
     #[test]
     fn a_wrong_coefficient_lowers_the_order() {
-        let transposed = Tableau {
-            coefficients: &[&[], &[1.0 / 3.0], &[1.0, -1.0 / 3.0], &[1.0, -1.0, 1.0]],
-            ..RK4_THREE_EIGHTHS
-        };
+        let transposed =
+            Tableau { coefficients: &[&[], &[1.0 / 3.0], &[1.0, -1.0 / 3.0], &[1.0, -1.0, 1.0]], ..RK4_THREE_EIGHTHS };
         assert!(transposed.is_consistent());
         assert_eq!(transposed.order(), 2);
         let torn = Tableau { coefficients: &[&[], &[0.25]], ..MIDPOINT };
