@@ -1,1 +1,3 @@
-//! l2d-train
+//! The L2D learner.
+
+pub mod objective;

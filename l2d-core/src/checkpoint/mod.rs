@@ -1,6 +1,12 @@
 //! One way in for weights: whatever the file, it becomes a [`TensorSource`] with Hugging Face names and layouts, and
 //! nothing behind this module knows where it came from.
 
+mod adapter;
+mod atomic;
 mod source;
 
+pub use adapter::{
+    AdapterDtype, AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
+};
+pub use atomic::write_atomically;
 pub use source::TensorSource;
