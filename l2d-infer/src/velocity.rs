@@ -3,6 +3,7 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use l2d_core::lm::host_values;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -105,7 +106,7 @@ impl Estimate {
         match self {
             Self::Argmax => Ok(floats(rows_of(table, logits.argmax(1).reshape([rows])))),
             Self::Sampled { .. } => {
-                let logits: Vec<f32> = host(logits);
+                let logits = host_values(logits);
                 let ids = logits
                     .chunks_exact(vocabulary)
                     .enumerate()
@@ -165,12 +166,8 @@ fn rows_of<B: Backend>(table: &Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B
     table.clone().select(0, ids)
 }
 
-fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
-}
-
 fn floats<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
+    host_values(tensor).into_iter().map(f64::from).collect()
 }
 
 /// Each of `rows` rows scaled to norm `sqrt(d)`; a row of zeros stays.
@@ -181,4 +178,113 @@ fn stretch_to_unit_variance(mut values: Vec<f64>, rows: usize) -> Vec<f64> {
         row.iter_mut().for_each(|x| *x *= (d as f64).sqrt() / norm);
     }
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use l2d_testkit::TestBackend;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sampler::argmax;
+
+    const VOCABULARY: usize = 7;
+    const D: usize = 3;
+
+    fn tensor(values: &[f32], width: usize) -> Tensor<TestBackend, 2> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [values.len() / width, width]), &Default::default())
+    }
+
+    fn refuse(_: usize, _: &[f32], _: f64) -> Result<usize> {
+        panic!("nothing is drawn here")
+    }
+
+    /// Rows of norm `sqrt(d)`.
+    fn sphere(values: &[f32]) -> Vec<f32> {
+        let rows = values.len() / D;
+        stretch_to_unit_variance(values.iter().map(|&x| f64::from(x)).collect(), rows)
+            .into_iter()
+            .map(|x| x as f32)
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn estimates_equal_their_definitions(
+            logits in prop::collection::vec(-4.0f32..4.0, 2 * VOCABULARY),
+            table in prop::collection::vec(0.1f32..1.0, VOCABULARY * D),
+            temperature in 0.2f64..3.0,
+        ) {
+            let table = sphere(&table);
+            let schedule = TemperatureSchedule::Constant { temperature };
+            let run = |estimate: Estimate, temperature| {
+                estimate.clean(temperature, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse).unwrap()
+            };
+            let row = |id: usize| table[id * D..(id + 1) * D].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let expectation = |normalise| Estimate::Expectation { schedule, normalise };
+            let mean = run(expectation(Normalise::None), temperature);
+            let stretched = run(expectation(Normalise::Renormalise), temperature);
+            let clamped = run(expectation(Normalise::ClampToNearest), temperature);
+            let best = run(Estimate::Argmax, 0.0);
+            for (i, logits) in logits.chunks(VOCABULARY).enumerate() {
+                let part = i * D..(i + 1) * D;
+                let weights: Vec<f64> = logits.iter().map(|&l| (f64::from(l) / temperature).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (j, mean) in mean[part.clone()].iter().enumerate() {
+                    let expected: f64 = (0..VOCABULARY).map(|id| weights[id] / total * row(id)[j]).sum();
+                    prop_assert!((mean - expected).abs() < 1e-5);
+                }
+                let norm = stretched[part.clone()].iter().map(|x| x * x).sum::<f64>();
+                prop_assert!((norm - D as f64).abs() < 1e-5);
+                prop_assert_eq!(&best[part.clone()], &row(argmax(logits).unwrap())[..]);
+                let distance = |id: usize| -> f64 {
+                    row(id).iter().zip(&mean[part.clone()]).map(|(a, b)| (a - b).powi(2)).sum()
+                };
+                let nearest = (0..VOCABULARY).map(distance).fold(f64::INFINITY, f64::min);
+                let found = (0..VOCABULARY).find(|&id| row(id) == clamped[part.clone()]).expect("a row of the table");
+                prop_assert!(distance(found) < nearest + 1e-5);
+            }
+            // Cold enough, every estimate is the arg-max.
+            prop_assert_eq!(&run(expectation(Normalise::None), COLDEST), &best);
+            prop_assert_eq!(&run(Estimate::Sampled { schedule }, 0.0), &best);
+        }
+    }
+
+    #[test]
+    fn a_sampled_estimate_asks_for_every_row_and_checks_the_answer() {
+        let table = sphere(&(0..VOCABULARY * D).map(|i| 1.0 + i as f32).collect::<Vec<_>>());
+        let logits: Vec<f32> = (0..3 * VOCABULARY).map(|i| i as f32).collect();
+        let estimate = Estimate::default();
+        let mut asked = Vec::new();
+        let found = estimate.clean(0.7, tensor(&logits, VOCABULARY), &tensor(&table, D), |row, logits, temperature| {
+            asked.push((row, logits[0], temperature));
+            Ok(row + 2)
+        });
+        assert_eq!(asked, [(0, 0.0, 0.7), (1, 7.0, 0.7), (2, 14.0, 0.7)]);
+        let expected: Vec<f64> = table[2 * D..5 * D].iter().map(|&x| f64::from(x)).collect();
+        assert_eq!(found.unwrap(), expected);
+        let outside = estimate.clean(0.7, tensor(&logits, VOCABULARY), &tensor(&table, D), |_, _, _| Ok(VOCABULARY));
+        assert!(outside.unwrap_err().to_string().contains("7"));
+    }
+
+    #[test]
+    fn a_small_temperature_does_not_overflow() {
+        let table = sphere(&(0..VOCABULARY * D).map(|i| 1.0 + i as f32).collect::<Vec<_>>());
+        let estimate = Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise: Normalise::None };
+        let logits = [3e4, -3e4, 2.9e4, 0.0, f32::NEG_INFINITY, 1.0, 2.0];
+        let found = estimate.clean(2e-6, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse).unwrap();
+        let expected: Vec<f64> = table[..D].iter().map(|&x| f64::from(x)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn velocities_and_guidance() {
+        let (x1, x) = ([1.0, -2.0], [0.5, 2.0]);
+        assert_eq!(VelocityForm::Constant.velocity(&x1, &x, 0.75), [2.0, -16.0]);
+        assert_eq!(VelocityForm::Edm.velocity(&x1, &x, 0.75), [8.0, -64.0]);
+        assert_eq!(VelocityForm::Edm.velocity(&x1, &x, 1.0), [0.0, 0.0]);
+        assert_eq!(guide(1.5, &[2.0, 0.0], &[1.0, 4.0]), [2.5, -2.0]);
+        assert_eq!(guide(1.0, &[2.0, 0.0], &[1.0, 4.0]), [2.0, 0.0]);
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use l2d_core::L2d;
 use l2d_infer::decode::{FinishReason, Hooks, Lane, Noise, Place};
+use l2d_infer::ode::FixedGrid;
 use l2d_infer::sampler::{Sampler, SamplingParams};
 use l2d_infer::velocity::Estimate;
 use l2d_infer::{Decoder, DiffusionParams, GenerationParams, Request, Result};
@@ -49,6 +50,14 @@ fn prompts(golden: &Golden, ragged: bool) -> Vec<Vec<u32>> {
     rows.into_iter().zip(mask).map(real).collect()
 }
 
+/// The json says it in words: "argmax: 8 grid points, midpoint, ...".
+fn recorded_grid(golden: &Golden) -> FixedGrid {
+    let note = golden.info["decode_note"].as_str().expect("decode_note");
+    let (points, rest) = note.split_once("argmax: ").and_then(|x| x.1.split_once(" grid points, ")).expect(note);
+    let solver = rest.split(',').next().expect(note);
+    FixedGrid::new(solver.parse().expect(note), points.parse().expect(note), 1.0).expect(note)
+}
+
 fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str) {
     let tokens = golden.get(&format!("{name}/tokens"));
     let logits = golden.get(&format!("{name}/logits"));
@@ -64,7 +73,14 @@ fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str) {
             sequence: row as u64,
         })
         .collect();
-    let params = DiffusionParams { evaluations: 15, estimate: Estimate::Argmax, ..Default::default() };
+    let grid = recorded_grid(golden);
+    let params = DiffusionParams {
+        evaluations: grid.evaluations(),
+        solver: grid.solver(),
+        final_t: grid.final_t(),
+        estimate: Estimate::Argmax,
+        ..Default::default()
+    };
     let decoder = match noise {
         Some(_) => Decoder::new(model, &params.check().unwrap()).unwrap(),
         None => Decoder::new(model, &DiffusionParams { evaluations: 1, ..params }.check().unwrap()).unwrap(),
@@ -97,7 +113,8 @@ fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str) {
             let found = &recorded.seen[&(row as u64, step as u32)];
             assert_close(&format!("{file} {name} row {row} token {step}"), found, &golden, TOLERANCE);
         }
-        let per_token = if noise.is_some() { 14 } else { 0 };
+        let between = grid.slope_times().iter().filter(|&&t| t > 0.0 && t < 1.0).count();
+        let per_token = if noise.is_some() { between + 1 } else { 0 };
         assert_eq!(completion.passes, per_token * expected.len(), "t = 0 costs no pass");
     }
 }

@@ -132,9 +132,9 @@ fn compare(file: &str, fixture: &Fixture, case: &Value) {
         assert_close(&format!("{what} final state"), &states[states.len() - diffused.x.len()..], &last, TOLERANCE);
         assert_close(&format!("{what} logits"), &host_values(diffused.logits), golden("logits"), TOLERANCE);
     }
-    let guided = params.guidance != 1.0;
     let between = golden("times").values.iter().filter(|&&t| t > 0.0 && t < 1.0).count();
-    assert_eq!(diffused.passes, between * if guided { 2 } else { 1 } + 1, "{what}: passes");
+    let expected = |class: &Option<usize>| between * if class.is_some() && params.guidance != 1.0 { 2 } else { 1 } + 1;
+    assert_eq!(diffused.passes, classes.iter().map(expected).collect::<Vec<_>>(), "{what}: passes");
 }
 
 #[test]
@@ -153,23 +153,36 @@ fn parity_trajectories() {
     }
 }
 
+/// `traj_full/SOLVER_ESTIMATE_nPOINTS_TEND`
+fn settings_of_tag(tag: &str) -> DiffusionParams {
+    let parts: Vec<&str> = tag.rsplit('/').next().unwrap_or(tag).split('_').collect();
+    let [solver, estimate, points, end] = parts[..] else { panic!("unexpected name {tag}") };
+    let solver: Solver = solver.parse().expect(tag);
+    let points: usize = points.trim_start_matches('n').parse().expect(tag);
+    DiffusionParams {
+        evaluations: (points - 1) * solver.tableau().stages() + 1,
+        solver,
+        final_t: end.trim_start_matches('T').parse().expect(tag),
+        estimate: match estimate {
+            "argmax" => Estimate::Argmax,
+            "mean" => Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise: Normalise::None },
+            other => panic!("unknown estimate {other}"),
+        },
+        ..Default::default()
+    }
+}
+
 #[test]
 fn parity_trajectories_at_all_positions() {
+    let mut compared = 0;
     for file in FILES {
         let fixture = Fixture::load(file);
-        let tags = [
-            ("argmax", Estimate::Argmax),
-            ("mean", Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise: Normalise::None }),
-        ];
-        for (name, estimate) in tags {
-            let tag = format!("traj_full/midpoint_{name}_n8_T1.0");
-            if !fixture.golden.has(&format!("{tag}/final_x")) {
-                continue;
-            }
-            let params = DiffusionParams { evaluations: 15, estimate, ..Default::default() };
+        for name in fixture.golden.names("traj_full/") {
+            let Some(tag) = name.strip_suffix("/final_x") else { continue };
             let slots = vec![(0..fixture.tokens[0].len()).collect::<Vec<_>>(); fixture.tokens.len()];
             let (cache, hidden) = fixture.main_pass(&slots);
-            let diffuser = Diffuser::new(&fixture.model, &params.check().unwrap()).unwrap().unwrap();
+            let settings = settings_of_tag(tag).check().unwrap();
+            let diffuser = Diffuser::new(&fixture.model, &settings).unwrap().expect("a grid");
             let classes: Vec<_> =
                 fixture.classes.iter().flat_map(|&class| vec![class; fixture.tokens[0].len()]).collect();
             let diffused = diffuser
@@ -182,11 +195,13 @@ fn parity_trajectories_at_all_positions() {
                     || true,
                 )
                 .unwrap()
-                .unwrap();
+                .expect("not stopped");
             let x: Vec<f32> = diffused.x.iter().map(|&x| x as f32).collect();
-            assert_close(&format!("{file} {tag}"), &x, fixture.golden.get(&format!("{tag}/final_x")), TOLERANCE);
+            assert_close(&format!("{file} {tag}"), &x, fixture.golden.get(&name), TOLERANCE);
             let logits = host_values(diffused.logits);
             assert_close(&format!("{file} {tag}"), &logits, fixture.golden.get(&format!("{tag}/logits")), TOLERANCE);
+            compared += 1;
         }
     }
+    assert!(compared > 0, "no case was compared");
 }

@@ -62,8 +62,9 @@ pub struct Conditions<B: Backend> {
     /// For each time between 0 and the closing one; of twice the rows (class, no class, class, ...) where guided.
     between: Vec<Modulation<B>>,
     closing: Modulation<B>,
-    rows: usize,
-    guided: bool,
+    /// Which rows have a class to be guided by. If any has, all rows are evaluated twice, and the others ignore the second
+    /// result: equally many rows a sequence keep the batch one product.
+    guided: Vec<bool>,
 }
 
 /// The end of a diffusion.
@@ -73,9 +74,9 @@ pub struct Diffused<B: Backend> {
     pub x: Vec<f64>,
     /// Logits at `(x_T, T)`, `[rows, V]`.
     pub logits: Tensor<B, 2>,
-    /// How often the diffusion path was evaluated for each row; less than the budget, because `t = 0` costs nothing, and
-    /// more where guidance evaluates twice.
-    pub passes: usize,
+    /// How often each row needed the diffusion path: less than the budget, because `t = 0` costs nothing, and more where
+    /// guidance evaluates twice.
+    pub passes: Vec<usize>,
 }
 
 impl<'m, B: Backend> Diffuser<'m, B> {
@@ -147,8 +148,9 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         if let Some(class) = classes.iter().flatten().find(|&&class| class >= no_class) {
             return Err(Error::parameter("class", class, "one of the adapter's classes"));
         }
-        // Without a class both velocities are the same, whatever the strength.
-        let guided = self.settings.params.guidance != 1.0 && classes.iter().any(Option::is_some);
+        let strength = self.settings.params.guidance;
+        let guided: Vec<bool> = classes.iter().map(|class| class.is_some() && strength != 1.0).collect();
+        let twice = guided.contains(&true);
         let single: Vec<usize> = classes.iter().map(|class| class.unwrap_or(no_class)).collect();
         let doubled: Vec<usize> = single.iter().flat_map(|&class| [class, no_class]).collect();
         let pick = |time: usize, classes: &[usize]| {
@@ -159,8 +161,8 @@ impl<'m, B: Backend> Diffuser<'m, B> {
             }
         };
         let closing = self.times.len() - 1;
-        let between = (0..closing).map(|time| pick(time, if guided { &doubled } else { &single })).collect();
-        Ok(Conditions { between, closing: pick(closing, &single), rows: classes.len(), guided })
+        let between = (0..closing).map(|time| pick(time, if twice { &doubled } else { &single })).collect();
+        Ok(Conditions { between, closing: pick(closing, &single), guided })
     }
 
     /// Diffuses from `x_0` (`[rows, d]` flattened, multiplied by sigma already) to the logits at the final time.
@@ -181,17 +183,18 @@ impl<'m, B: Backend> Diffuser<'m, B> {
     ) -> Result<Option<Diffused<B>>> {
         let rows = positions.hidden.dims()[0];
         let slots: usize = positions.slots.iter().map(Vec::len).sum();
-        if conditions.rows != rows || slots != rows || x0.len() != rows * self.dim() {
+        let guided = &conditions.guided;
+        if guided.len() != rows || slots != rows || x0.len() != rows * self.dim() {
             return Err(Error::parameter("rows", rows, "the same in positions, conditions and initial state"));
         }
-        let lanes = if conditions.guided { 2 } else { 1 };
+        let lanes = if guided.contains(&true) { 2 } else { 1 };
         let lm = &self.model.lm;
         let single = lm.plan_at(positions.cache, positions.slots);
-        let doubled = conditions.guided.then(|| lm.plan_at(positions.cache, &repeated(positions.slots)));
+        let doubled = (lanes == 2).then(|| lm.plan_at(positions.cache, &repeated(positions.slots)));
         let plan = doubled.as_ref().unwrap_or(&single);
         let hidden = repeat_rows(positions.hidden.clone(), lanes); // [rows * lanes, H]
 
-        let (mut call, mut passes) = (0, 0);
+        let (mut call, mut between) = (0, 0);
         let slope = |t: f64, x: &[f64]| -> std::result::Result<Vec<f64>, Interruption> {
             if !go_on() {
                 return Err(Interruption::Stopped);
@@ -204,26 +207,33 @@ impl<'m, B: Backend> Diffuser<'m, B> {
                 }
                 Where::Start => repeat_rows(lm.logits(positions.hidden.clone()), lanes),
                 Where::Between(time) => {
-                    passes += lanes;
+                    between += 1;
                     let x_t = self.state(x, lanes);
                     self.model.logits(positions.cache, plan, &conditions.between[time], hidden.clone(), x_t)
                 }
             };
             let x1 =
                 self.settings.params.estimate.clean(temperature, logits, &self.table, |row, logits, temperature| {
-                    let lane = if row % lanes == 0 { Lane::Class } else { Lane::NoClass };
-                    draw(row / lanes, call, lane, logits, temperature)
+                    match row % lanes {
+                        0 => draw(row / lanes, call, Lane::Class, logits, temperature),
+                        _ if guided[row / lanes] => draw(row / lanes, call, Lane::NoClass, logits, temperature),
+                        _ => Ok(0),
+                    }
                 })?; // [rows * lanes, d]
             call += 1;
             let velocity = self.settings.params.velocity;
-            if lanes == 1 {
-                return Ok(velocity.velocity(&x1, x, t));
-            }
-            let lane = |lane: usize| -> Vec<f64> {
-                x1.chunks_exact(self.dim()).skip(lane).step_by(lanes).flatten().copied().collect()
-            };
-            let (class, none) = (velocity.velocity(&lane(0), x, t), velocity.velocity(&lane(1), x, t));
-            Ok(guide(self.settings.params.guidance, &class, &none))
+            let d = self.dim();
+            let rows = x1.chunks_exact(d * lanes).zip(x.chunks_exact(d)).zip(guided);
+            Ok(rows
+                .flat_map(|((x1, x), &guided)| {
+                    let class = velocity.velocity(&x1[..d], x, t);
+                    if guided {
+                        guide(self.settings.params.guidance, &class, &velocity.velocity(&x1[d..], x, t))
+                    } else {
+                        class
+                    }
+                })
+                .collect())
         };
         let x = match self.grid.integrate_with(x0, slope, visit) {
             Ok(x) => x,
@@ -235,7 +245,8 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         }
         let x_t = self.state(&x, 1);
         let logits = self.model.logits(positions.cache, &single, &conditions.closing, positions.hidden.clone(), x_t);
-        Ok(Some(Diffused { x, logits, passes: passes + 1 }))
+        let passes = guided.iter().map(|&guided| between * if guided { 2 } else { 1 } + 1).collect();
+        Ok(Some(Diffused { x, logits, passes }))
     }
 
     /// The state as the model takes it, `[rows * lanes, d]`, each row `lanes` times.

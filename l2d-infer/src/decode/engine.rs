@@ -9,7 +9,7 @@ use l2d_core::lm::{KvCache, Lm, host_values};
 
 use super::diffuser::{Conditions, Diffuser, Positions};
 use super::noise::{Lane, Noise, Place, SeededNoise};
-use super::request::{Completion, Event, FinishReason, Generation, Request, TextStream};
+use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
 use super::settings::Diffusion;
 use crate::error::{Error, Result};
 use crate::stop::StopWatch;
@@ -29,8 +29,8 @@ pub struct Decoder<'m, B: Backend> {
 /// What a caller may hang into a generation. The default is nothing: numbers from the seed, no text, no events.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    /// Makes the text stream of each sequence; without it there is no text, and stop strings are refused.
-    pub text: Option<&'a dyn Fn() -> Box<dyn TextStream + 'a>>,
+    /// Turns tokens into text; without it there is no text, and stop strings are refused.
+    pub text: Option<&'a dyn Detokenizer>,
     /// Sees every event as it happens.
     pub on_event: Option<&'a mut dyn FnMut(Event<'_>)>,
     /// Raised by another thread (or by `on_event`), it ends all sequences within one evaluation.
@@ -99,7 +99,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
                 tokens: asked.tokens.clone(),
                 passes: 0,
                 text: String::new(),
-                stream: text.map(|make| make()),
+                stream: text.map(Detokenizer::stream),
                 watch: generation.stop_strings.watch(),
             })
             .collect();
@@ -121,9 +121,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
             if let Some((logits, passes)) = predicted {
                 let logits = host_values(logits);
                 let vocabulary = logits.len() / rows.len();
-                for ((row, logits), finish) in rows.iter_mut().zip(logits.chunks_exact(vocabulary)).zip(&mut finished) {
+                for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks_exact(vocabulary)).enumerate() {
                     let token = noise.emitted_token(row.place(), &generation.sampler, logits, &row.tokens)? as u32;
-                    *finish = row.accept(token, passes, generation, &mut emit)?;
+                    finished[i] = row.accept(token, passes[i], generation, &mut emit)?;
                 }
             }
             let staying: Vec<usize> = (0..rows.len()).filter(|&i| finished[i].is_none()).collect();
@@ -206,7 +206,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         self.diffuser.as_ref().map(|diffuser| diffuser.conditions(&classes)).transpose()
     }
 
-    /// Logits of the next token, `[rows, V]`, and the diffusion passes they cost; `None` when cancelled.
+    /// Logits of the next token, `[rows, V]`, and the diffusion passes each row cost; `None` when cancelled.
     fn predict(
         &self,
         cache: &KvCache<B>,
@@ -215,12 +215,12 @@ impl<'m, B: Backend> Decoder<'m, B> {
         rows: &[Row<'_>],
         noise: &mut dyn Noise,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<(Tensor<B, 2>, usize)>> {
+    ) -> Result<Option<(Tensor<B, 2>, Vec<usize>)>> {
         if cancelled() {
             return Ok(None);
         }
         let (Some(diffuser), Some(conditions)) = (&self.diffuser, conditions) else {
-            return Ok(Some((self.lm.logits(hidden.clone()), 0)));
+            return Ok(Some((self.lm.logits(hidden.clone()), vec![0; rows.len()])));
         };
         let x0 = rows
             .iter()

@@ -12,5 +12,5 @@ mod settings;
 pub use diffuser::{Conditions, Diffused, Diffuser, Positions};
 pub use engine::{Decoder, Hooks};
 pub use noise::{Lane, Noise, Place, SeededNoise};
-pub use request::{Completion, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
+pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
 pub use settings::{Diffusion, DiffusionParams};

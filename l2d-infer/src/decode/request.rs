@@ -127,6 +127,12 @@ pub enum Event<'a> {
     },
 }
 
+/// Makes the text stream of each sequence.
+pub trait Detokenizer {
+    /// A stream at the beginning of a text.
+    fn stream(&self) -> Box<dyn TextStream + '_>;
+}
+
 /// Turns the tokens of one sequence into text while they come. A token may end inside a character, so text may lag behind.
 pub trait TextStream {
     /// The text that is certain after one more token.
