@@ -11,6 +11,15 @@ pub(crate) enum CliError {
     /// The model, its files, its text.
     #[error(transparent)]
     Core(#[from] l2d_core::Error),
+    /// Learning.
+    #[error(transparent)]
+    Train(l2d_train::TrainError),
+    /// Decoding.
+    #[error(transparent)]
+    Infer(l2d_infer::Error),
+    /// Scoring.
+    #[error(transparent)]
+    Eval(#[from] l2d_eval::Error),
     /// A file of the command's own.
     #[error("{path}: {source}")]
     Io {
@@ -22,6 +31,24 @@ pub(crate) enum CliError {
     /// Stopped by the user.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<l2d_train::TrainError> for CliError {
+    fn from(error: l2d_train::TrainError) -> Self {
+        match error {
+            l2d_train::TrainError::Core(core) => Self::Core(core),
+            other => Self::Train(other),
+        }
+    }
+}
+
+impl From<l2d_infer::Error> for CliError {
+    fn from(error: l2d_infer::Error) -> Self {
+        match error {
+            l2d_infer::Error::Core(core) => Self::Core(core),
+            other => Self::Infer(other),
+        }
+    }
 }
 
 impl CliError {
