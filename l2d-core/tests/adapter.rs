@@ -5,7 +5,7 @@ use std::path::Path;
 
 use l2d_core::Error;
 use l2d_core::checkpoint::{
-    AdapterDtype, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
+    BaseFingerprint, StoredDtype, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
 };
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::Lm;
@@ -30,7 +30,7 @@ fn path_beside(lm: &Lm<B>, variant: Variant) -> DiffusionPath<B> {
     DiffusionPath::init(lm, &raw.check(Path::new("test")).expect("valid"), &mut ChaCha8Rng::seed_from_u64(3))
 }
 
-fn saved(folder: &Path, variant: Variant, dtype: AdapterDtype) -> (Lm<B>, DiffusionPath<B>, std::path::PathBuf) {
+fn saved(folder: &Path, variant: Variant, dtype: StoredDtype) -> (Lm<B>, DiffusionPath<B>, std::path::PathBuf) {
     let lm = golden_lm("base_llama", &Default::default());
     let path = path_beside(&lm, variant);
     let file = folder.join("adapter.safetensors");
@@ -43,7 +43,7 @@ fn saved(folder: &Path, variant: Variant, dtype: AdapterDtype) -> (Lm<B>, Diffus
 fn what_is_saved_is_loaded_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     for variant in [Variant::Lora { rank: 2, alpha: 4.0 }, Variant::Full, Variant::Scratch] {
-        let (lm, path, file) = saved(folder.path(), variant, AdapterDtype::F32);
+        let (lm, path, file) = saved(folder.path(), variant, StoredDtype::F32);
         let loaded = load_adapter(&file, &lm).expect("loaded");
         assert_eq!(parameters(&loaded), parameters(&path));
         assert_eq!(loaded.config, path.config);
@@ -58,7 +58,7 @@ fn what_is_saved_is_loaded_bit_for_bit() {
 #[test]
 fn half_precision_rounds_and_halves() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (lm, path, file) = saved(folder.path(), Variant::Full, AdapterDtype::F16);
+    let (lm, path, file) = saved(folder.path(), Variant::Full, StoredDtype::F16);
     let loaded = load_adapter(&file, &lm).expect("loaded");
     for (a, b) in parameters(&loaded).iter().zip(parameters(&path)) {
         for (x, y) in a.values.iter().zip(&b.values) {
@@ -70,7 +70,7 @@ fn half_precision_rounds_and_halves() {
 #[test]
 fn an_adapter_of_another_base_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (lm, _, file) = saved(folder.path(), Variant::Full, AdapterDtype::F32);
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
     let other = golden_lm("base_qwen2", &Default::default());
     let error = load_adapter::<B>(&file, &other).expect_err("another architecture");
     assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
@@ -84,7 +84,7 @@ fn an_adapter_of_another_base_is_refused() {
 #[test]
 fn damaged_files_are_refused_with_their_name() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (lm, _, file) = saved(folder.path(), Variant::Full, AdapterDtype::F32);
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
     let whole = std::fs::read(&file).expect("read");
     for cut in [0, 7, 20, whole.len() / 2, whole.len() - 1] {
         let error = load_adapter_bytes(&file, &whole[..cut], &lm).expect_err("truncated");
@@ -97,7 +97,7 @@ fn damaged_files_are_refused_with_their_name() {
         &path_beside(&lm, Variant::Full),
         &BaseFingerprint::of(&lm),
         &BTreeMap::new(),
-        AdapterDtype::F32,
+        StoredDtype::F32,
     );
     assert!(matches!(error.expect_err("unwritable"), Error::Io { .. }));
 }
@@ -113,7 +113,7 @@ fn edited(bytes: &[u8], edit: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
 #[test]
 fn missing_extra_and_misshapen_tensors_are_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (lm, _, file) = saved(folder.path(), Variant::Full, AdapterDtype::F32);
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
     let whole = std::fs::read(&file).expect("read");
     let refuse = |edit: &dyn Fn(&mut serde_json::Value)| {
         load_adapter_bytes(&file, &edited(&whole, edit), &lm).expect_err("refused").to_string()

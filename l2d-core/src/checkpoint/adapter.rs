@@ -1,23 +1,20 @@
 //! The trained part of an L2D model in one file: safetensors with its config in the metadata. See `docs/checkpoints.md`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use half::f16;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::atomic::write_atomically;
+use super::tensor_file::{StoredDtype, parse_tensors, write_tensors};
 use crate::config::LmConfig;
 use crate::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig};
 use crate::error::{Error, Result};
-use crate::lm::{Lm, host_values};
+use crate::lm::{HostTensor, Lm, host_values};
 use crate::parameters::{parameters, replace_parameters};
 
 /// Value of the metadata key `format`.
@@ -94,15 +91,6 @@ impl AdapterInfo {
     }
 }
 
-/// The number format of a saved adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AdapterDtype {
-    /// Exact.
-    F32,
-    /// Half the size; rounds every weight to 11 bits.
-    F16,
-}
-
 /// Saves a diffusion path. `notes` are kept as further metadata keys.
 ///
 /// # Errors
@@ -112,34 +100,14 @@ pub fn save_adapter<B: Backend>(
     path: &DiffusionPath<B>,
     base: &BaseFingerprint,
     notes: &BTreeMap<String, String>,
-    dtype: AdapterDtype,
+    dtype: StoredDtype,
 ) -> Result<()> {
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = parameters(path)
-        .into_iter()
-        .map(|tensor| {
-            let bytes = match dtype {
-                AdapterDtype::F32 => tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                AdapterDtype::F16 => tensor.values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            };
-            (tensor.name, tensor.shape, bytes)
-        })
-        .collect();
-    let stored = match dtype {
-        AdapterDtype::F32 => Dtype::F32,
-        AdapterDtype::F16 => Dtype::F16,
-    };
-    let bug = |e: safetensors::SafeTensorError| Error::format(file, "safetensors", e.to_string());
-    let views = tensors
-        .iter()
-        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(stored, shape.clone(), bytes).map_err(bug)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let mut metadata: HashMap<String, String> = notes.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut metadata = notes.clone();
     metadata.insert("format".into(), FORMAT.into());
     metadata.insert("version".into(), VERSION.into());
     metadata.insert("config".into(), to_json(&path.config.to_raw(), file)?);
     metadata.insert("base".into(), to_json(base, file)?);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(bug)?;
-    write_atomically(file, |out| out.write_all(&bytes))
+    write_tensors(file, &parameters(path), &metadata, dtype)
 }
 
 /// Reads what an adapter file says about itself, without its base.
@@ -159,39 +127,34 @@ pub fn load_adapter<B: Backend>(file: &Path, lm: &Lm<B>) -> Result<DiffusionPath
 
 /// [`load_adapter`] from a file's content; `file` is the name in errors.
 pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> Result<DiffusionPath<B>> {
-    let (info, tensors) = parse(file, bytes)?;
+    let (info, mut tensors) = parse(file, bytes)?;
     if let Some(reason) = info.mismatch(&BaseFingerprint::of(lm)) {
         return Err(Error::AdapterMismatch { path: file.to_path_buf(), reason });
     }
     let fresh = DiffusionPath::init(lm, &info.config, &mut ChaCha8Rng::seed_from_u64(0));
-    let mut used = BTreeSet::new();
     let path = replace_parameters(fresh, &mut |name, shape| {
-        let view = tensors
-            .tensor(name)
-            .map_err(|_| Error::MissingTensor { path: file.to_path_buf(), name: name.to_string() })?;
-        if view.shape() != shape {
+        let tensor = tensors
+            .remove(name)
+            .ok_or_else(|| Error::MissingTensor { path: file.to_path_buf(), name: name.to_string() })?;
+        if tensor.shape != shape {
             return Err(Error::Shape {
                 path: file.to_path_buf(),
                 name: name.to_string(),
                 expected: shape.to_vec(),
-                found: view.shape().to_vec(),
+                found: tensor.shape,
             });
         }
-        used.insert(name.to_string());
-        values(file, name, &view)
+        Ok(tensor.values)
     })?;
-    let extra: Vec<&(String, Vec<usize>)> = info.tensors.iter().filter(|(name, _)| !used.contains(name)).collect();
-    match extra.first() {
+    match tensors.keys().next() {
         None => Ok(path),
-        Some((name, _)) => Err(Error::ExtraTensor { path: file.to_path_buf(), name: name.clone(), count: extra.len() }),
+        Some(name) => Err(Error::ExtraTensor { path: file.to_path_buf(), name: name.clone(), count: tensors.len() }),
     }
 }
 
-fn parse<'a>(file: &Path, bytes: &'a [u8]) -> Result<(AdapterInfo, SafeTensors<'a>)> {
+fn parse(file: &Path, bytes: &[u8]) -> Result<(AdapterInfo, BTreeMap<String, HostTensor>)> {
     let bad = |reason: String| Error::format(file, "safetensors", reason);
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| bad(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
-    let mut notes: BTreeMap<String, String> = header.metadata().clone().unwrap_or_default().into_iter().collect();
+    let (tensors, mut notes) = parse_tensors(file, bytes)?;
     if notes.remove("format").as_deref() != Some(FORMAT) {
         return Err(Error::format(file, "L2D adapter", "its metadata has no `format: l2d-adapter`; is this a model?"));
     }
@@ -211,24 +174,8 @@ fn parse<'a>(file: &Path, bytes: &'a [u8]) -> Result<(AdapterInfo, SafeTensors<'
     let config: RawDiffusionConfig =
         serde_json::from_str(&config).map_err(|e| Error::config(file, "config", e.to_string()))?;
     let base: BaseFingerprint = serde_json::from_str(&base).map_err(|e| Error::config(file, "base", e.to_string()))?;
-    let mut shapes: Vec<(String, Vec<usize>)> =
-        tensors.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
-    shapes.sort();
+    let shapes = tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
     Ok((AdapterInfo { config: config.check(file)?, base, tensors: shapes, notes }, tensors))
-}
-
-fn values(file: &Path, name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
-    let data = view.data();
-    match view.dtype() {
-        Dtype::F32 => Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::F16 => Ok(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-        other => Err(Error::Dtype {
-            path: file.to_path_buf(),
-            name: name.to_string(),
-            found: format!("{other:?}"),
-            supported: "F32, F16",
-        }),
-    }
 }
 
 /// Everything about an architecture that changes the mathematics; token ids and the context length do not.

@@ -4,9 +4,9 @@
 mod adapter;
 mod atomic;
 mod source;
+mod tensor_file;
 
-pub use adapter::{
-    AdapterDtype, AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
-};
+pub use adapter::{AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter};
 pub use atomic::write_atomically;
 pub use source::TensorSource;
+pub use tensor_file::{StoredDtype, TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};

@@ -4,9 +4,10 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::corruption::{TimestepSampling, corrupt};
-use l2d_core::diffusion::{DiffusionPath, merge};
+use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, merge};
 use l2d_core::lm::{AttentionPlan, KvCache, Lm};
-use rand::{Rng, RngExt};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::loss::{LossByTimestep, StepLoss, chunked_head_loss, chunked_head_loss_only, ids};
@@ -109,22 +110,25 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
         &self.lm
     }
 
-    /// Draws times, noise and class dropout for a batch.
-    pub fn draw(&self, path: &DiffusionPath<AB>, batch: &Labelled<'_>, rng: &mut impl Rng) -> Draws {
-        let count: usize = batch.labels.iter().map(Vec::len).sum();
-        let timesteps = (0..count).map(|_| self.timesteps.sample(rng)).collect();
-        let noise = (0..count * path.config.dim).map(|_| StandardNormal.sample(rng)).collect();
-        let classes = path.config.no_class().map(|no_class| {
-            let per_sequence = |b: usize| batch.classes.map_or(no_class, |classes| classes[b]);
-            batch
-                .labels
-                .iter()
-                .enumerate()
-                .flat_map(|(b, labels)| std::iter::repeat_n(per_sequence(b), labels.len()))
-                .map(|class| if rng.random::<f64>() < self.class_dropout { no_class } else { class })
-                .collect()
-        });
-        Draws { timesteps, noise, classes }
+    /// Draws times, noise and class dropout for a batch, each sequence from its own generator: what a sequence draws does
+    /// not depend on how a batch is cut into micro-batches.
+    ///
+    /// # Panics
+    /// When there are not as many generators as sequences.
+    pub fn draw(&self, config: &DiffusionConfig, batch: &Labelled<'_>, rngs: &mut [ChaCha8Rng]) -> Draws {
+        assert_eq!(rngs.len(), batch.labels.len(), "one generator per sequence");
+        let mut draws = Draws { timesteps: vec![], noise: vec![], classes: config.no_class().map(|_| vec![]) };
+        for (b, (labels, rng)) in batch.labels.iter().zip(rngs).enumerate() {
+            draws.timesteps.extend(labels.iter().map(|_| self.timesteps.sample(rng)));
+            draws.noise.extend((0..labels.len() * config.dim).map(|_| -> f32 { StandardNormal.sample(rng) }));
+            if let (Some(classes), Some(no_class)) = (&mut draws.classes, config.no_class()) {
+                let class = batch.classes.map_or(no_class, |classes| classes[b]);
+                classes.extend(
+                    labels.iter().map(|_| if rng.random::<f64>() < self.class_dropout { no_class } else { class }),
+                );
+            }
+        }
+        draws
     }
 
     /// The loss of a batch under given draws, and the gradient of its SUM over labelled positions.
