@@ -188,14 +188,14 @@ fn a_long_prompt_goes_through_in_parts_and_changes_nothing() {
 struct Letters(VecDeque<char>, usize);
 
 impl TextStream for Letters {
-    fn push(&mut self, token: u32) -> l2d_core::Result<String> {
+    fn push(&mut self, token: u32) -> String {
         self.0.push_back(letter(token));
         self.1 += 1;
-        Ok(if self.1.is_multiple_of(3) { String::new() } else { self.0.drain(..).collect() })
+        if self.1.is_multiple_of(3) { String::new() } else { self.0.drain(..).collect() }
     }
 
-    fn finish(&mut self) -> l2d_core::Result<String> {
-        Ok(self.0.drain(..).collect())
+    fn finish(&mut self) -> String {
+        self.0.drain(..).collect()
     }
 }
 
@@ -206,7 +206,7 @@ fn letter(token: u32) -> char {
 struct Alphabet;
 
 impl Detokenizer for Alphabet {
-    fn stream(&self) -> Box<dyn TextStream + '_> {
+    fn begin(&self) -> Box<dyn TextStream + '_> {
         Box::new(Letters(VecDeque::new(), 0))
     }
 }

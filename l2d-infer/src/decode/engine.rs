@@ -73,7 +73,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
     ///
     /// # Errors
     /// [`Error::Request`] or [`Error::Context`] for a prompt that is empty, too long, or not of this vocabulary;
-    /// [`Error::Logits`] where the model's numbers are no distribution; [`Error::Core`] from the text stream.
+    /// [`Error::Logits`] where the model's numbers are no distribution.
     pub fn generate(
         &self,
         requests: &[Request],
@@ -99,7 +99,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
                 tokens: asked.tokens.clone(),
                 passes: 0,
                 text: String::new(),
-                stream: text.map(Detokenizer::stream),
+                stream: text.map(Detokenizer::begin),
                 watch: generation.stop_strings.watch(),
             })
             .collect();
@@ -123,7 +123,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
                 let vocabulary = logits.len() / rows.len();
                 for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks_exact(vocabulary)).enumerate() {
                     let token = noise.emitted_token(row.place(), &generation.sampler, logits, &row.tokens)? as u32;
-                    finished[i] = row.accept(token, passes[i], generation, &mut emit)?;
+                    finished[i] = row.accept(token, passes[i], generation, &mut emit);
                 }
             }
             let staying: Vec<usize> = (0..rows.len()).filter(|&i| finished[i].is_none()).collect();
@@ -134,7 +134,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
                         None => kept.push(row),
                         Some(reason) => {
                             let request = row.request;
-                            completions[request] = Some(row.complete(reason, generation, &mut emit)?);
+                            completions[request] = Some(row.complete(reason, generation, &mut emit));
                         }
                     }
                 }
@@ -250,17 +250,17 @@ impl Row<'_> {
         passes: usize,
         generation: &Generation,
         emit: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<FinishReason>> {
+    ) -> Option<FinishReason> {
         self.tokens.push(token);
         self.passes += passes;
         let stop = generation.stop_tokens.contains(&token);
         let piece = match &mut self.stream {
-            Some(stream) if !stop => self.watch.push(&stream.push(token)?),
+            Some(stream) if !stop => self.watch.push(&stream.push(token)),
             _ => String::new(),
         };
         self.text += &piece;
         emit(Event::Token { request: self.request, token, text: &piece, passes });
-        Ok(if stop {
+        if stop {
             Some(FinishReason::StopToken(token))
         } else if let Some(reason) = self.stop_string(generation) {
             Some(reason)
@@ -268,7 +268,7 @@ impl Row<'_> {
             Some(FinishReason::MaxTokens)
         } else {
             None
-        })
+        }
     }
 
     fn stop_string(&self, generation: &Generation) -> Option<FinishReason> {
@@ -282,21 +282,16 @@ impl Row<'_> {
         reason: FinishReason,
         generation: &Generation,
         emit: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Completion> {
+    ) -> Completion {
         let mut rest = String::new();
         if let Some(stream) = &mut self.stream {
-            rest = self.watch.push(&stream.finish()?);
+            rest = self.watch.push(&stream.finish());
         }
         // The end of a character held back by the stream may complete a stop string.
         let reason = self.stop_string(generation).unwrap_or(reason);
         rest += &self.watch.finish();
         self.text += &rest;
         emit(Event::Finished { request: self.request, text: &rest, reason: &reason });
-        Ok(Completion {
-            tokens: self.tokens.split_off(self.prompt),
-            text: self.text,
-            finish: reason,
-            passes: self.passes,
-        })
+        Completion { tokens: self.tokens.split_off(self.prompt), text: self.text, finish: reason, passes: self.passes }
     }
 }

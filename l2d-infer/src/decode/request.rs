@@ -130,20 +130,14 @@ pub enum Event<'a> {
 /// Makes the text stream of each sequence.
 pub trait Detokenizer {
     /// A stream at the beginning of a text.
-    fn stream(&self) -> Box<dyn TextStream + '_>;
+    fn begin(&self) -> Box<dyn TextStream + '_>;
 }
 
 /// Turns the tokens of one sequence into text while they come. A token may end inside a character, so text may lag behind.
 pub trait TextStream {
     /// The text that is certain after one more token.
-    ///
-    /// # Errors
-    /// Where the token has no text.
-    fn push(&mut self, token: u32) -> l2d_core::Result<String>;
+    fn push(&mut self, token: u32) -> String;
 
     /// The text still held back, at the end.
-    ///
-    /// # Errors
-    /// Where the last tokens have no text.
-    fn finish(&mut self) -> l2d_core::Result<String>;
+    fn finish(&mut self) -> String;
 }
