@@ -223,10 +223,8 @@ impl RawLmConfig {
             return Err(fail("rms_norm_eps", format!("{rms_norm_eps} is outside (0, 1)")));
         }
         let scaling = self.rope_scaling.or_else(|| self.rope_parameters.clone());
-        let rope_theta = self
-            .rope_theta
-            .or_else(|| self.rope_parameters.as_ref().and_then(|p| p.rope_theta))
-            .unwrap_or(10_000.0);
+        let rope_theta =
+            self.rope_theta.or_else(|| self.rope_parameters.as_ref().and_then(|p| p.rope_theta)).unwrap_or(10_000.0);
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
             return Err(fail("rope_theta", format!("{rope_theta} is not a finite number above 1")));
         }
@@ -281,7 +279,9 @@ impl RawRopeScaling {
     fn check(self, path: &Path) -> Result<RopeScaling> {
         let positive = |key: &str, value: Option<f64>| match value {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            other => Err(Error::config(path, format!("rope_scaling.{key}"), format!("{other:?} is not a positive number"))),
+            other => {
+                Err(Error::config(path, format!("rope_scaling.{key}"), format!("{other:?} is not a positive number")))
+            }
         };
         match self.rope_type.as_deref() {
             None | Some("default") => Ok(RopeScaling::None),
@@ -290,13 +290,17 @@ impl RawRopeScaling {
                     factor: positive("factor", self.factor)?,
                     low_freq_factor: positive("low_freq_factor", self.low_freq_factor)?,
                     high_freq_factor: positive("high_freq_factor", self.high_freq_factor)?,
-                    original_max_positions: self.original_max_position_embeddings.filter(|&n| n > 0).ok_or_else(|| {
-                        Error::config(path, "rope_scaling.original_max_position_embeddings", "missing or zero")
-                    })?,
+                    original_max_positions: self.original_max_position_embeddings.filter(|&n| n > 0).ok_or_else(
+                        || Error::config(path, "rope_scaling.original_max_position_embeddings", "missing or zero"),
+                    )?,
                 };
                 if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling {
                     if high_freq_factor <= low_freq_factor {
-                        return Err(Error::config(path, "rope_scaling.high_freq_factor", "must exceed low_freq_factor"));
+                        return Err(Error::config(
+                            path,
+                            "rope_scaling.high_freq_factor",
+                            "must exceed low_freq_factor",
+                        ));
                     }
                 }
                 Ok(scaling)
