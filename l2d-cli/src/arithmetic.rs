@@ -35,11 +35,7 @@ impl Problem {
     pub(crate) fn solution(self) -> String {
         let (tens, units) = (self.right / 10 * 10, self.right % 10);
         let (by_units, by_tens) = (self.left * units, self.left * tens);
-        format!(
-            "{0}*{units}={by_units}, {0}*{tens}={by_tens}, {by_units}+{by_tens}={1}",
-            self.left,
-            self.answer()
-        )
+        format!("{0}*{units}={by_units}, {0}*{tens}={by_tens}, {by_units}+{by_tens}={1}", self.left, self.answer())
     }
 
     /// The product.

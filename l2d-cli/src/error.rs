@@ -17,9 +17,6 @@ pub(crate) enum CliError {
     /// Decoding.
     #[error(transparent)]
     Infer(l2d_infer::Error),
-    /// Scoring.
-    #[error(transparent)]
-    Eval(#[from] l2d_eval::Error),
     /// A file of the command's own.
     #[error("{path}: {source}")]
     Io {
@@ -62,10 +59,12 @@ impl CliError {
         use l2d_core::Error;
         let Self::Core(error) = self else { return None };
         match error {
-            Error::AdapterMismatch { .. } => Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)"),
-            Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => {
-                Some("the weights do not belong to this config.json, or the download is incomplete; fetch the model again")
+            Error::AdapterMismatch { .. } => {
+                Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)")
             }
+            Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => Some(
+                "the weights do not belong to this config.json, or the download is incomplete; fetch the model again",
+            ),
             Error::ContextOverflow { .. } => Some("shorten the prompt, or ask for fewer tokens with --max-tokens"),
             Error::ChatTemplate(_) => Some("feed the prompt as it is with --raw, or use a model with a chat template"),
             _ => None,

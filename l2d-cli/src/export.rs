@@ -1,6 +1,7 @@
 //! A finetuned or pretrained LM as a Hugging Face folder, wherever its base came from.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
@@ -59,12 +60,15 @@ pub(crate) fn config_json(config: &LmConfig, dtype: StoredDtype) -> Value {
         "torch_dtype": match dtype {
             StoredDtype::F32 => "float32",
             StoredDtype::F16 => "float16",
+            StoredDtype::Bf16 => "bfloat16",
         },
     });
     if let Some(bos) = config.bos_token_id {
         json["bos_token_id"] = bos.into();
     }
-    if let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = config.rope_scaling {
+    if let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } =
+        config.rope_scaling
+    {
         json["rope_scaling"] = json!({
             "rope_type": "llama3",
             "factor": factor,

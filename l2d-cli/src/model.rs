@@ -10,7 +10,7 @@ use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, StreamDecoder, TextTokenizer};
-use l2d_infer::decode::{Decoder, DiffusionParams, Detokenizer, TextStream};
+use l2d_infer::decode::{Decoder, Detokenizer, DiffusionParams, TextStream};
 use l2d_infer::ode::Solver;
 use l2d_infer::sampler::SamplingParams;
 use l2d_infer::schedule::TemperatureSchedule;
@@ -57,14 +57,12 @@ impl Text {
 
     /// The chat template.
     pub(crate) fn template(&self) -> Result<&ChatTemplate, CliError> {
-        self.template
-            .as_ref()
-            .ok_or_else(|| l2d_core::Error::ChatTemplate("this model has none".into()).into())
+        self.template.as_ref().ok_or_else(|| l2d_core::Error::ChatTemplate("this model has none".into()).into())
     }
 }
 
 impl Detokenizer for Text {
-    fn stream(&self) -> Box<dyn TextStream + '_> {
+    fn begin(&self) -> Box<dyn TextStream + '_> {
         Box::new(Stream(self.tokenizer.stream(true)))
     }
 }
@@ -72,12 +70,12 @@ impl Detokenizer for Text {
 struct Stream(StreamDecoder);
 
 impl TextStream for Stream {
-    fn push(&mut self, token: u32) -> l2d_core::Result<String> {
-        Ok(self.0.push(token).unwrap_or_default())
+    fn push(&mut self, token: u32) -> String {
+        self.0.push(token).unwrap_or_default()
     }
 
-    fn finish(&mut self) -> l2d_core::Result<String> {
-        Ok(self.0.finish().unwrap_or_default())
+    fn finish(&mut self) -> String {
+        self.0.finish().unwrap_or_default()
     }
 }
 

@@ -58,7 +58,12 @@ impl Observer for TrainProgress {
 
     fn validation(&mut self, report: &ValidationReport) {
         let mark = if report.best { " (best)" } else { "" };
-        self.say(&format!("step {} · validation loss {:.4}{mark}{}", report.step, report.loss.mean(), bins(&report.loss)));
+        self.say(&format!(
+            "step {} · validation loss {:.4}{mark}{}",
+            report.step,
+            report.loss.mean(),
+            bins(&report.loss)
+        ));
     }
 
     fn checkpoint(&mut self, _step: u64, folder: &Path) {

@@ -41,9 +41,12 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
                 continue;
             }
             ("/steps", number) => {
-                match number.trim().parse().map_err(|e| CliError::Usage(format!("/steps {number}: {e}"))).and_then(
-                    |n| model.decoder(args.decode.diffusion(n)).map(|decoder| (n, decoder)),
-                ) {
+                match number
+                    .trim()
+                    .parse()
+                    .map_err(|e| CliError::Usage(format!("/steps {number}: {e}")))
+                    .and_then(|n| model.decoder(args.decode.diffusion(n)).map(|decoder| (n, decoder)))
+                {
                     Ok((n, new)) => (steps, decoder) = (n, new),
                     Err(error) => eprintln!("{error}"),
                 }

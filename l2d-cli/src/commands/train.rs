@@ -1,6 +1,7 @@
 //! `l2d train`: finetune a diffusion path, or the LM itself.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -101,10 +102,7 @@ fn go<B: Backend, T: Task<Autodiff<B>>>(
 }
 
 /// The weights with the lowest validation loss, or the last ones where nothing was validated.
-fn best_or_last<B: Backend, T: Task<Autodiff<B>>>(
-    task: &T,
-    trained: &Trained<T::Model>,
-) -> Result<T::Model, CliError> {
+fn best_or_last<B: Backend, T: Task<Autodiff<B>>>(task: &T, trained: &Trained<T::Model>) -> Result<T::Model, CliError> {
     Ok(match &trained.best_checkpoint {
         Some(folder) => task.load(trained.model.clone(), folder)?,
         None => trained.model.clone(),
@@ -231,7 +229,8 @@ impl Template for Text {
         let prompt = template.render(&messages, Ending::GenerationPrompt).map_err(|e| e.to_string())?;
         messages.push(Message::assistant(response));
         let whole = template.render(&messages, Ending::Closed).map_err(|e| e.to_string())?;
-        let reply = whole.strip_prefix(&prompt).ok_or("the template renders a reply that does not begin with its prompt")?;
+        let reply =
+            whole.strip_prefix(&prompt).ok_or("the template renders a reply that does not begin with its prompt")?;
         let prompt = self.tokenizer.encode(&prompt, false).map_err(|e| e.to_string())?;
         let mut reply = self.tokenizer.encode(reply, false).map_err(|e| e.to_string())?;
         match reply.iter().rposition(|token| self.stop_tokens.contains(token)) {
@@ -260,8 +259,7 @@ mod tests {
 
     #[test]
     fn validation_examples_are_spread_and_counted() {
-        let examples: Vec<Example> =
-            (0..100).map(|i| Example { tokens: vec![i, i], prompt: 1, class: None }).collect();
+        let examples: Vec<Example> = (0..100).map(|i| Example { tokens: vec![i, i], prompt: 1, class: None }).collect();
         let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
         let (training, validation) = split(examples.clone(), &config);
         assert_eq!((training.len(), validation.len()), (90, 10));

@@ -1,0 +1,86 @@
+//! SmolLM2-135M-Instruct, the real file: its tokenizer and its chat template against Hugging Face's results. Set
+//! `L2D_SMOLLM2` to the path of its GGUF file; without it these tests say that they were skipped.
+
+use std::path::PathBuf;
+
+use l2d_core::checkpoint::{Checkpoint, TensorSource};
+use l2d_core::config::Family;
+use l2d_core::text::{Ending, Message};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct TokenizerCase {
+    text: String,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct PromptCase {
+    prompt: String,
+    rendered: String,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+    greedy_text: String,
+}
+
+fn cases<T: serde::de::DeserializeOwned>(file: &str) -> Vec<T> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text").join(file);
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn checkpoint() -> Option<Checkpoint> {
+    match std::env::var_os("L2D_SMOLLM2") {
+        Some(path) => Some(Checkpoint::open(&PathBuf::from(path)).unwrap()),
+        None => {
+            println!("skipped: L2D_SMOLLM2 is not set to the SmolLM2-135M-Instruct GGUF file");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_tokenizer_gives_hugging_face_ids() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let tokenizer = &checkpoint.tokenizer;
+    for case in cases::<TokenizerCase>("smollm2_tokenizer.json") {
+        assert_eq!(tokenizer.encode(&case.text, false).unwrap(), case.ids, "{:?}", case.text);
+        assert_eq!(tokenizer.decode(&case.ids, false).unwrap(), case.text);
+        let mut stream = tokenizer.stream(false);
+        let mut streamed: String = case.ids.iter().filter_map(|&id| stream.push(id)).collect();
+        streamed.extend(stream.finish());
+        assert_eq!(streamed, case.text);
+    }
+}
+
+#[test]
+fn prompts_render_and_encode_as_hugging_face_does() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let template = checkpoint.template.as_ref().unwrap();
+    for case in cases::<PromptCase>("smollm2_lm.json") {
+        let rendered = template.render(&[Message::user(&case.prompt)], Ending::GenerationPrompt).unwrap();
+        assert_eq!(rendered, case.rendered);
+        assert_eq!(checkpoint.tokenizer.encode(&rendered, false).unwrap(), case.ids);
+        assert_eq!(checkpoint.tokenizer.decode(&case.greedy, true).unwrap(), case.greedy_text);
+    }
+}
+
+#[test]
+fn the_architecture_and_the_tensors_are_hugging_faces() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let config = &checkpoint.config;
+    assert_eq!((config.family, config.num_layers, config.head_dim), (Family::Llama, 30, 64));
+    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 100_000.0));
+    assert!(config.tie_word_embeddings);
+    assert_eq!(config.num_parameters(), 134_515_008);
+    assert_eq!(checkpoint.generation.eos_token_ids, [2]);
+
+    let tensors: &dyn TensorSource = &*checkpoint.tensors;
+    let counted: usize =
+        tensors.names().iter().map(|name| tensors.shape(name).unwrap().iter().product::<usize>()).sum();
+    assert_eq!(counted, config.num_parameters());
+    for name in tensors.names() {
+        let values = tensors.read_f32(&name).unwrap();
+        assert_eq!(values.len(), tensors.shape(&name).unwrap().iter().product::<usize>());
+        assert!(values.iter().all(|x| x.is_finite() && x.abs() < 1e3), "{name}");
+    }
+}
