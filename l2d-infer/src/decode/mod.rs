@@ -8,6 +8,7 @@ mod engine;
 mod noise;
 mod request;
 mod settings;
+mod text;
 
 pub use diffuser::{Conditions, Diffused, Diffuser, Positions};
 pub use engine::{Decoder, Hooks};
