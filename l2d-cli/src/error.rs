@@ -17,6 +17,9 @@ pub(crate) enum CliError {
     /// Decoding.
     #[error(transparent)]
     Infer(l2d_infer::Error),
+    /// Scoring.
+    #[error(transparent)]
+    Eval(#[from] l2d_eval::Error),
     /// A file of the command's own.
     #[error("{path}: {source}")]
     Io {

@@ -6,6 +6,7 @@ mod backend;
 mod commands;
 mod error;
 mod export;
+mod generator;
 mod model;
 mod progress;
 

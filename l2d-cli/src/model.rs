@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use l2d_core::L2d;
-use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
+use l2d_core::checkpoint::{Checkpoint, load_adapter};
 use l2d_core::lm::Lm;
-use l2d_core::text::{ChatTemplate, Ending, Message, StreamDecoder, TextTokenizer};
+use l2d_core::text::{ChatTemplate, Ending, Message, TextTokenizer};
 use l2d_infer::decode::{Decoder, Detokenizer, DiffusionParams, TextStream};
 use l2d_infer::ode::Solver;
 use l2d_infer::sampler::SamplingParams;
@@ -23,14 +23,13 @@ use crate::error::CliError;
 pub(crate) struct Text {
     pub(crate) tokenizer: TextTokenizer,
     pub(crate) template: Option<ChatTemplate>,
-    pub(crate) generation: GenerationDefaults,
     /// Tokens that end an answer.
     pub(crate) stop_tokens: Vec<u32>,
 }
 
 impl Text {
     /// The text side of a checkpoint.
-    pub(crate) fn of(checkpoint: &mut Checkpoint) -> Self {
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let mut stop_tokens = checkpoint.generation.eos_token_ids.clone();
         stop_tokens.extend(&checkpoint.config.eos_token_ids);
         stop_tokens.sort_unstable();
@@ -38,7 +37,6 @@ impl Text {
         Self {
             tokenizer: checkpoint.tokenizer.clone(),
             template: checkpoint.template.clone(),
-            generation: checkpoint.generation.clone(),
             stop_tokens,
         }
     }
@@ -63,26 +61,14 @@ impl Text {
 
 impl Detokenizer for Text {
     fn begin(&self) -> Box<dyn TextStream + '_> {
-        Box::new(Stream(self.tokenizer.stream(true)))
-    }
-}
-
-struct Stream(StreamDecoder);
-
-impl TextStream for Stream {
-    fn push(&mut self, token: u32) -> String {
-        self.0.push(token).unwrap_or_default()
-    }
-
-    fn finish(&mut self) -> String {
-        self.0.finish().unwrap_or_default()
+        self.tokenizer.begin()
     }
 }
 
 /// Loads a base LM and its text side.
 pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device) -> Result<(Lm<B>, Text), CliError> {
-    let mut checkpoint = Checkpoint::open(path)?;
-    let text = Text::of(&mut checkpoint);
+    let checkpoint = Checkpoint::open(path)?;
+    let text = Text::of(&checkpoint);
     let lm = Lm::load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?;
     Ok((lm.no_grad(), text))
 }

@@ -38,8 +38,8 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
     let cancel = on_interrupt()?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let (lm, text) = if args.from_scratch {
-        let mut checkpoint = Checkpoint::open_untrained(&args.model)?;
-        let text = Text::of(&mut checkpoint);
+        let checkpoint = Checkpoint::open_untrained(&args.model)?;
+        let text = Text::of(&checkpoint);
         (Lm::<B>::init(&checkpoint.config, &mut rng, &device), text)
     } else {
         load_base::<B>(&args.model, &device)?
