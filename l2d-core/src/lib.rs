@@ -3,7 +3,14 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod corruption;
+pub mod diffusion;
 pub mod error;
+pub mod init;
+pub mod lm;
+pub mod model;
+pub mod parameters;
 pub mod text;
 
 pub use error::{Error, Result};
+pub use model::L2d;

@@ -24,8 +24,7 @@ struct PromptCase {
 }
 
 fn cases<T: serde::de::DeserializeOwned>(file: &str) -> Vec<T> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text").join(file);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(l2d_testkit::parity_dir().join(file)).unwrap()).unwrap()
 }
 
 fn checkpoint() -> Option<Checkpoint> {

@@ -1,14 +1,18 @@
 //! One way in for weights: whatever the file, it becomes a [`TensorSource`] with Hugging Face names and layouts, and
 //! nothing behind this module knows where it came from.
 
+mod adapter;
 mod atomic;
 mod gguf;
 mod open;
 mod safetensors;
 mod source;
+mod tensor_file;
 
+pub use adapter::{AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter};
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;
 pub use open::{Checkpoint, EmbeddedCheckpoint, GenerationDefaults, open_weights};
-pub use safetensors::{NamedTensor, SafetensorsSource, StoredDtype, write_safetensors};
+pub use safetensors::SafetensorsSource;
 pub use source::TensorSource;
+pub use tensor_file::{StoredDtype, TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};

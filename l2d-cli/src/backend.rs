@@ -1,0 +1,104 @@
+//! The one place that names concrete backends. Which are compiled in is a cargo feature; which runs is `--backend`.
+
+use clap::ValueEnum;
+
+/// Where the numbers are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendKind {
+    /// The CPU (default).
+    Flex,
+    /// The CPU through ndarray: slow, a second opinion.
+    Ndarray,
+    /// Any GPU through WebGPU.
+    Wgpu,
+    /// Any GPU through Vulkan.
+    Vulkan,
+    /// Apple GPUs.
+    Metal,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+impl BackendKind {
+    /// The first backend compiled in, the CPU before the GPUs.
+    pub(crate) fn default_kind() -> Self {
+        Self::compiled().into_iter().next().unwrap_or(Self::Flex)
+    }
+
+    /// The backends compiled into this binary.
+    pub(crate) fn compiled() -> Vec<Self> {
+        let all = [
+            (cfg!(feature = "flex"), Self::Flex),
+            (cfg!(feature = "cuda"), Self::Cuda),
+            (cfg!(feature = "metal"), Self::Metal),
+            (cfg!(feature = "vulkan"), Self::Vulkan),
+            (cfg!(feature = "wgpu"), Self::Wgpu),
+            (cfg!(feature = "ndarray"), Self::Ndarray),
+        ];
+        all.into_iter().filter_map(|(compiled, kind)| compiled.then_some(kind)).collect()
+    }
+
+    /// The cargo feature (and command-line name) of this backend.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Ndarray => "ndarray",
+            Self::Wgpu => "wgpu",
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// What to say when this backend is not compiled in.
+    pub(crate) fn missing(self) -> String {
+        let compiled: Vec<&str> = Self::compiled().into_iter().map(Self::name).collect();
+        format!(
+            "the backend `{0}` is not compiled into this binary (it has: {1}). Build it in with: cargo build --release --features {0}",
+            self.name(),
+            if compiled.is_empty() { "none".to_string() } else { compiled.join(", ") },
+        )
+    }
+}
+
+/// Runs `$body` with `$B` standing for the chosen backend's type; an error value when it is not compiled in.
+macro_rules! with_backend {
+    ($kind:expr, $B:ident => $body:expr) => {{
+        use $crate::backend::BackendKind;
+        match $kind {
+            #[cfg(feature = "flex")]
+            BackendKind::Flex => {
+                type $B = burn::backend::Flex;
+                $body
+            }
+            #[cfg(feature = "ndarray")]
+            BackendKind::Ndarray => {
+                type $B = burn::backend::NdArray;
+                $body
+            }
+            #[cfg(feature = "wgpu")]
+            BackendKind::Wgpu => {
+                type $B = burn::backend::Wgpu;
+                $body
+            }
+            #[cfg(feature = "vulkan")]
+            BackendKind::Vulkan => {
+                type $B = burn::backend::Vulkan;
+                $body
+            }
+            #[cfg(feature = "metal")]
+            BackendKind::Metal => {
+                type $B = burn::backend::Metal;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            BackendKind::Cuda => {
+                type $B = burn::backend::Cuda;
+                $body
+            }
+            #[allow(unreachable_patterns)]
+            missing => Err($crate::error::CliError::Usage(missing.missing())),
+        }
+    }};
+}
+pub(crate) use with_backend;

@@ -1,0 +1,56 @@
+//! What the command line says when something fails: the library's error, and what to do next.
+
+use std::process::ExitCode;
+
+/// Any failure of a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The request itself cannot be carried out.
+    #[error("{0}")]
+    Usage(String),
+    /// The model, its files, its text.
+    #[error(transparent)]
+    Core(#[from] l2d_core::Error),
+    /// A file of the command's own.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Stopped by the user.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl CliError {
+    /// An I/O failure at a path.
+    pub(crate) fn io(path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().display().to_string(), source }
+    }
+
+    /// What the user can do about it, where that is not plain from the message.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        use l2d_core::Error;
+        let Self::Core(error) = self else { return None };
+        match error {
+            Error::AdapterMismatch { .. } => Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)"),
+            Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => {
+                Some("the weights do not belong to this config.json, or the download is incomplete; fetch the model again")
+            }
+            Error::ContextOverflow { .. } => Some("shorten the prompt, or ask for fewer tokens with --max-tokens"),
+            Error::ChatTemplate(_) => Some("feed the prompt as it is with --raw, or use a model with a chat template"),
+            _ => None,
+        }
+    }
+
+    /// 130 after Ctrl-C as shells have it, 2 for a request that makes no sense, 1 for the rest.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Interrupted => ExitCode::from(130),
+            Self::Usage(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The trained part of an L2D model in one file: safetensors with its config in the metadata. See `docs/checkpoints.md`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::tensor_file::{StoredDtype, parse_tensors, write_tensors};
+use crate::config::LmConfig;
+use crate::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig};
+use crate::error::{Error, Result};
+use crate::lm::{HostTensor, Lm, host_values};
+use crate::parameters::{parameters, replace_parameters};
+
+/// Value of the metadata key `format`.
+const FORMAT: &str = "l2d-adapter";
+/// Version of the layout this code writes; it reads no other.
+const VERSION: &str = "1";
+
+/// Recognises a base LM: its architecture and a sample of its weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseFingerprint {
+    /// SHA-256 of the architecture.
+    pub config: String,
+    /// SHA-256 of a few tensors' values.
+    pub weights: String,
+    /// For people: e.g. `llama, 30 blocks of 576, vocabulary 49152`.
+    pub description: String,
+}
+
+impl BaseFingerprint {
+    /// The fingerprint of a loaded LM. Weights loaded in another number format, or from another quantisation, have
+    /// another fingerprint: the diffusion path was trained beside the one and not the other.
+    pub fn of<B: Backend>(lm: &Lm<B>) -> Self {
+        let mut hash = Sha256::new();
+        let mut add = |values: Vec<f32>| {
+            for value in values {
+                hash.update(value.to_le_bytes());
+            }
+        };
+        let sample = |table: Tensor<B, 2>| {
+            let [rows, _] = table.dims();
+            host_values(table.narrow(0, 0, rows.min(16)))
+        };
+        add(sample(lm.embedding.val()));
+        add(host_values(lm.final_norm.weight.val()));
+        for block in lm.blocks.first().into_iter().chain(lm.blocks.last()) {
+            add(sample(block.query.weight.val()));
+            add(sample(block.mlp.down.weight.val()));
+            add(host_values(block.attention_norm.weight.val()));
+        }
+        let weights = hex(&hash.finalize());
+        Self { config: hex(&Sha256::digest(architecture(&lm.config))), weights, description: describe(&lm.config) }
+    }
+}
+
+/// What an adapter file says about itself.
+#[derive(Debug, Clone)]
+pub struct AdapterInfo {
+    /// The path's hyper-parameters.
+    pub config: DiffusionConfig,
+    /// The base it belongs to.
+    pub base: BaseFingerprint,
+    /// Tensor names and shapes.
+    pub tensors: Vec<(String, Vec<usize>)>,
+    /// Other metadata, e.g. how it was trained.
+    pub notes: BTreeMap<String, String>,
+}
+
+impl AdapterInfo {
+    /// Number of trained parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Says what differs, when the adapter does not belong to `base`.
+    pub fn mismatch(&self, base: &BaseFingerprint) -> Option<String> {
+        if self.base.config != base.config {
+            Some(format!("it belongs to a model of {}, this is {}", self.base.description, base.description))
+        } else if self.base.weights != base.weights {
+            Some("the architecture is the same, the weights are not".into())
+        } else {
+            None
+        }
+    }
+}
+
+/// Saves a diffusion path. `notes` are kept as further metadata keys.
+///
+/// # Errors
+/// The file cannot be written; then nothing is left behind.
+pub fn save_adapter<B: Backend>(
+    file: &Path,
+    path: &DiffusionPath<B>,
+    base: &BaseFingerprint,
+    notes: &BTreeMap<String, String>,
+    dtype: StoredDtype,
+) -> Result<()> {
+    let mut metadata = notes.clone();
+    metadata.insert("format".into(), FORMAT.into());
+    metadata.insert("version".into(), VERSION.into());
+    metadata.insert("config".into(), to_json(&path.config.to_raw(), file)?);
+    metadata.insert("base".into(), to_json(base, file)?);
+    write_tensors(file, &parameters(path), &metadata, dtype)
+}
+
+/// Reads what an adapter file says about itself, without its base.
+pub fn inspect_adapter(file: &Path) -> Result<AdapterInfo> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+    parse(file, &bytes).map(|(info, _)| info)
+}
+
+/// Loads a diffusion path onto its base LM's device.
+///
+/// # Errors
+/// Not an adapter file, another version, a missing, extra or wrongly shaped tensor, or trained on another base.
+pub fn load_adapter<B: Backend>(file: &Path, lm: &Lm<B>) -> Result<DiffusionPath<B>> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+    load_adapter_bytes(file, &bytes, lm)
+}
+
+/// [`load_adapter`] from a file's content; `file` is the name in errors.
+pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> Result<DiffusionPath<B>> {
+    let (info, mut tensors) = parse(file, bytes)?;
+    if let Some(reason) = info.mismatch(&BaseFingerprint::of(lm)) {
+        return Err(Error::AdapterMismatch { path: file.to_path_buf(), reason });
+    }
+    let fresh = DiffusionPath::init(lm, &info.config, &mut ChaCha8Rng::seed_from_u64(0));
+    let path = replace_parameters(fresh, &mut |name, shape| {
+        let tensor = tensors
+            .remove(name)
+            .ok_or_else(|| Error::MissingTensor { path: file.to_path_buf(), name: name.to_string() })?;
+        if tensor.shape != shape {
+            return Err(Error::Shape {
+                path: file.to_path_buf(),
+                name: name.to_string(),
+                expected: shape.to_vec(),
+                found: tensor.shape,
+            });
+        }
+        Ok(tensor.values)
+    })?;
+    match tensors.keys().next() {
+        None => Ok(path),
+        Some(name) => Err(Error::ExtraTensor { path: file.to_path_buf(), name: name.clone(), count: tensors.len() }),
+    }
+}
+
+fn parse(file: &Path, bytes: &[u8]) -> Result<(AdapterInfo, BTreeMap<String, HostTensor>)> {
+    let bad = |reason: String| Error::format(file, "safetensors", reason);
+    let (tensors, mut notes) = parse_tensors(file, bytes)?;
+    if notes.remove("format").as_deref() != Some(FORMAT) {
+        return Err(Error::format(file, "L2D adapter", "its metadata has no `format: l2d-adapter`; is this a model?"));
+    }
+    match notes.remove("version") {
+        Some(version) if version == VERSION => {}
+        other => {
+            return Err(Error::Unsupported {
+                path: file.to_path_buf(),
+                what: "adapter version",
+                found: other.unwrap_or_else(|| "none given".into()),
+                supported: VERSION,
+            });
+        }
+    }
+    let mut take = |key: &str| notes.remove(key).ok_or_else(|| bad(format!("metadata key `{key}` is missing")));
+    let (config, base) = (take("config")?, take("base")?);
+    let config: RawDiffusionConfig =
+        serde_json::from_str(&config).map_err(|e| Error::config(file, "config", e.to_string()))?;
+    let base: BaseFingerprint = serde_json::from_str(&base).map_err(|e| Error::config(file, "base", e.to_string()))?;
+    let shapes = tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    Ok((AdapterInfo { config: config.check(file)?, base, tensors: shapes, notes }, tensors))
+}
+
+/// Everything about an architecture that changes the mathematics; token ids and the context length do not.
+fn architecture(config: &LmConfig) -> String {
+    format!(
+        "{} V{} H{} F{} L{} heads{}/{}x{} eps{:e} theta{:e} {:?} tied{} bias{}",
+        config.family.model_type(),
+        config.vocab_size,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.rms_norm_eps as f32,
+        config.rope_theta as f32,
+        config.rope_scaling,
+        config.tie_word_embeddings,
+        config.qkv_bias,
+    )
+}
+
+fn describe(config: &LmConfig) -> String {
+    format!(
+        "{}, {} blocks of {}, vocabulary {}",
+        config.family.model_type(),
+        config.num_layers,
+        config.hidden_size,
+        config.vocab_size
+    )
+}
+
+fn to_json(value: &impl Serialize, file: &Path) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::format(file, "json", e.to_string()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,43 @@
+//! The diffusion path's own version of one of the base's linear layers.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use rand_chacha::ChaCha8Rng;
+
+use super::config::Variant;
+use crate::init;
+use crate::lm::{Linear, Lora};
+
+/// A low-rank correction of the base's layer, or a layer of its own.
+#[derive(Module, Debug)]
+pub enum AdaptedLinear<B: Backend> {
+    /// `base(x) + (alpha / r) (x A) B`.
+    Lora(Lora<B>),
+    /// Its own weight (and bias, where the base has one).
+    Own(Linear<B>),
+}
+
+impl<B: Backend> AdaptedLinear<B> {
+    /// A fresh version of `base`.
+    pub fn init(base: &Linear<B>, variant: Variant, rng: &mut ChaCha8Rng) -> Self {
+        let [inputs, outputs] = base.shape();
+        let device = base.weight.val().device();
+        match variant {
+            Variant::Lora { rank, alpha } => Self::Lora(Lora::init(inputs, outputs, rank, alpha, rng, &device)),
+            Variant::Full => Self::Own(Linear::new(base.weight.val(), base.bias.as_ref().map(|bias| bias.val()))),
+            Variant::Scratch => Self::Own(Linear::new(
+                init::xavier_uniform(inputs, outputs, rng, &device),
+                base.bias.as_ref().map(|_| Tensor::zeros([outputs], &device)),
+            )),
+        }
+    }
+
+    /// `x: [rows, in]` to `[rows, out]`; `base` is the frozen layer this one is a version of.
+    pub fn forward(&self, x: Tensor<B, 2>, base: &Linear<B>) -> Tensor<B, 2> {
+        match self {
+            Self::Lora(lora) => base.forward(x.clone()) + lora.forward(x),
+            Self::Own(own) => own.forward(x),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! One block of the base LM.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::attention::{AttentionPlan, attend};
+use super::kv_cache::KvCache;
+use super::linear::Linear;
+use super::mlp::Mlp;
+use super::norm::RmsNorm;
+
+/// `x += O(attend(rope(Q(n_a(x))), rope(K), V))`, then `x += MLP(n_m(x))`.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    /// Norm before attention, `n_a`.
+    pub attention_norm: RmsNorm<B>,
+    /// `H -> heads * head_dim`.
+    pub query: Linear<B>,
+    /// `H -> kv_heads * head_dim`.
+    pub key: Linear<B>,
+    /// `H -> kv_heads * head_dim`.
+    pub value: Linear<B>,
+    /// `heads * head_dim -> H`.
+    pub output: Linear<B>,
+    /// Norm before the MLP, `n_m`.
+    pub mlp_norm: RmsNorm<B>,
+    /// The gated MLP.
+    pub mlp: Mlp<B>,
+    /// Size of one head.
+    pub head_dim: usize,
+}
+
+impl<B: Backend> Block<B> {
+    /// `x: [batch * rows, H]`, same shape out; appends this block's keys and values to the cache.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        layer: usize,
+        plan: &AttentionPlan<B>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 2> {
+        let u = self.attention_norm.forward(x.clone());
+        let queries = plan.rope.rotate(plan.split_heads(self.query.forward(u.clone()), self.head_dim));
+        let keys = plan.rope.rotate(plan.split_heads(self.key.forward(u.clone()), self.head_dim));
+        let values = plan.split_heads(self.value.forward(u), self.head_dim);
+        let (keys, values) = cache.append(layer, keys, values);
+        let x = x + self.output.forward(attend(plan, queries, keys, values));
+        let u = self.mlp_norm.forward(x.clone());
+        x + self.mlp.forward(u)
+    }
+}

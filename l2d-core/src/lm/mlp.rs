@@ -1,0 +1,27 @@
+//! The gated MLP of a block.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use burn::tensor::backend::Backend;
+
+use super::linear::Linear;
+
+/// `Down( SiLU(Gate(x)) * Up(x) )`.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    /// `H -> F`.
+    pub gate: Linear<B>,
+    /// `H -> F`.
+    pub up: Linear<B>,
+    /// `F -> H`.
+    pub down: Linear<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// `x: [rows, H]`, same shape out.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let gated = silu(self.gate.forward(x.clone())) * self.up.forward(x);
+        self.down.forward(gated)
+    }
+}

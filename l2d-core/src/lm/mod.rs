@@ -1,0 +1,24 @@
+//! The base LM: Llama 3.x, Qwen 2.x and SmolLM2, one implementation read top to bottom.
+//!
+//! Inside this module activations are two-dimensional, `[rows, width]` with `rows = batch * positions`, so that every
+//! linear layer is one matrix product however the rows came about.
+
+mod attention;
+mod block;
+mod kv_cache;
+mod linear;
+mod mlp;
+mod model;
+mod norm;
+mod rope;
+mod weights;
+
+pub use attention::{AttentionPlan, attend};
+pub use block::Block;
+pub use kv_cache::KvCache;
+pub use linear::{Linear, Lora};
+pub use mlp::Mlp;
+pub use model::Lm;
+pub use norm::{RmsNorm, rms_normalise};
+pub use rope::{Rope, RopeTable};
+pub use weights::{HostTensor, host_values};

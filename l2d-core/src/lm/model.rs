@@ -1,0 +1,107 @@
+//! The base LM as a whole.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::attention::AttentionPlan;
+use super::block::Block;
+use super::kv_cache::KvCache;
+use super::linear::Linear;
+use super::norm::RmsNorm;
+use super::rope::Rope;
+use crate::config::LmConfig;
+
+/// A decoder-only language model.
+#[derive(Module, Debug)]
+pub struct Lm<B: Backend> {
+    /// Token embeddings, `[V, H]`.
+    pub embedding: Param<Tensor<B, 2>>,
+    /// The blocks, first to last.
+    pub blocks: Vec<Block<B>>,
+    /// Norm before the head.
+    pub final_norm: RmsNorm<B>,
+    /// The LM head `[H, V]`; absent while a tied model is trained, where the embedding stands in for it.
+    pub head: Option<Linear<B>>,
+    /// The architecture.
+    #[module(skip)]
+    pub config: LmConfig,
+    /// Rotary frequencies.
+    #[module(skip)]
+    pub rope: Rope,
+}
+
+impl<B: Backend> Lm<B> {
+    /// The embeddings of some tokens: `[rows, H]`.
+    pub fn embed(&self, tokens: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.embedding.val().select(0, tokens)
+    }
+
+    /// Runs the main path over the next tokens of every sequence, row-major `[batch][new]` with equally many each, and
+    /// appends to the cache. Returns the hidden states before the final norm, `[batch * new, H]`.
+    ///
+    /// Padding slots (see [`KvCache`]) take any valid token id; their rows are meaningless and nothing sees them.
+    ///
+    /// # Panics
+    /// When `tokens` does not hold the same number of tokens for each of the cache's sequences.
+    pub fn forward(&self, tokens: &[Vec<u32>], cache: &mut KvCache<B>) -> Tensor<B, 2> {
+        self.forward_with(tokens, cache, |_, _| {})
+    }
+
+    /// [`Lm::forward`], calling `visit(layer, hidden)` with the residual stream `[batch * new, H]` after each block.
+    pub fn forward_with(
+        &self,
+        tokens: &[Vec<u32>],
+        cache: &mut KvCache<B>,
+        mut visit: impl FnMut(usize, &Tensor<B, 2>),
+    ) -> Tensor<B, 2> {
+        let new = tokens.first().map_or(0, Vec::len);
+        assert!(tokens.len() == cache.batch() && tokens.iter().all(|row| row.len() == new), "ragged token rows");
+        let device = self.device();
+        let ids = token_ids(tokens.iter().flatten().copied(), &device);
+        let mut x = self.embed(ids);
+        let plan = AttentionPlan::next(&self.config, &self.rope, cache, new, &device, self.dtype());
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, layer, &plan, cache);
+            visit(layer, &x);
+        }
+        cache.advance(new);
+        x
+    }
+
+    /// `LMHead(FinalNorm(hidden))`: `[rows, H]` to `[rows, V]`.
+    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let normed = self.final_norm.forward(hidden);
+        match &self.head {
+            Some(head) => head.forward(normed),
+            None => normed.matmul(self.embedding.val().transpose()),
+        }
+    }
+
+    /// The plan of diffusion or probe rows at the given slots of a cache (equally many per sequence).
+    pub fn plan_at(&self, cache: &KvCache<B>, slots: &[Vec<usize>]) -> AttentionPlan<B> {
+        AttentionPlan::new(&self.config, &self.rope, cache.padding(), slots, cache.len(), &self.device(), self.dtype())
+    }
+
+    /// An empty cache for sequences with the given left padding; see [`KvCache::new`].
+    pub fn new_cache(&self, padding: Vec<usize>, capacity: usize) -> KvCache<B> {
+        KvCache::new(&self.config, padding, capacity)
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> B::Device {
+        self.embedding.val().device()
+    }
+
+    /// The number format of the weights and of the computation.
+    pub fn dtype(&self) -> DType {
+        self.embedding.val().dtype()
+    }
+}
+
+/// Token ids as a tensor, `[rows]`.
+pub(crate) fn token_ids<B: Backend>(ids: impl Iterator<Item = u32>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let ids: Vec<i32> = ids.map(|id| id as i32).collect();
+    let count = ids.len();
+    Tensor::from_data(TensorData::new(ids, [count]), device)
+}

@@ -1,0 +1,269 @@
+//! Between a checkpoint's named tensors and [`Lm`]: loading (strict), export, and random initialisation.
+
+use std::collections::BTreeSet;
+
+use burn::module::Param;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+
+use super::block::Block;
+use super::linear::Linear;
+use super::mlp::Mlp;
+use super::model::Lm;
+use super::norm::RmsNorm;
+use super::rope::Rope;
+use crate::checkpoint::TensorSource;
+use crate::config::LmConfig;
+use crate::error::{Error, Result};
+use crate::init;
+
+/// A tensor on the host in Hugging Face's layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Shape in the checkpoint; `[out, in]` for a linear layer.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const FINAL_NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
+/// Written by old exporters; derived from the config, so neither needed nor an error.
+const DERIVED_SUFFIX: &str = ".rotary_emb.inv_freq";
+
+impl<B: Backend> Lm<B> {
+    /// Builds the model from a checkpoint, one tensor at a time.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape than the config implies, cannot be read, or has no place in the model.
+    pub fn load(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
+        let mut loader =
+            Loader { source, used: BTreeSet::new(), device: device.clone(), _backend: std::marker::PhantomData::<B> };
+        let (hidden, query, kv) = (config.hidden_size, config.query_size(), config.kv_size());
+        let blocks = (0..config.num_layers)
+            .map(|i| {
+                let attention = format!("model.layers.{i}.self_attn");
+                let mlp = format!("model.layers.{i}.mlp");
+                let bias = config.qkv_bias;
+                Ok(Block {
+                    attention_norm: loader.norm(&format!("model.layers.{i}.input_layernorm.weight"), config)?,
+                    query: loader.linear(&format!("{attention}.q_proj"), hidden, query, bias)?,
+                    key: loader.linear(&format!("{attention}.k_proj"), hidden, kv, bias)?,
+                    value: loader.linear(&format!("{attention}.v_proj"), hidden, kv, bias)?,
+                    output: loader.linear(&format!("{attention}.o_proj"), query, hidden, false)?,
+                    mlp_norm: loader.norm(&format!("model.layers.{i}.post_attention_layernorm.weight"), config)?,
+                    mlp: Mlp {
+                        gate: loader.linear(&format!("{mlp}.gate_proj"), hidden, config.intermediate_size, false)?,
+                        up: loader.linear(&format!("{mlp}.up_proj"), hidden, config.intermediate_size, false)?,
+                        down: loader.linear(&format!("{mlp}.down_proj"), config.intermediate_size, hidden, false)?,
+                    },
+                    head_dim: config.head_dim,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let final_norm = loader.norm(FINAL_NORM, config)?;
+        // A tied head is a second copy in the fast layout: a transposed view is many times slower on the CPU.
+        let head = if config.tie_word_embeddings {
+            loader.used.insert(HEAD.to_string());
+            loader.linear(EMBEDDING.trim_end_matches(".weight"), hidden, config.vocab_size, false)?
+        } else {
+            loader.linear(HEAD.trim_end_matches(".weight"), hidden, config.vocab_size, false)?
+        };
+        let embedding = loader.read(EMBEDDING, &[config.vocab_size, hidden])?;
+        let embedding = Tensor::from_data(TensorData::new(embedding, [config.vocab_size, hidden]), device);
+        loader.finish()?;
+        Ok(Self {
+            embedding: Param::from_tensor(embedding),
+            blocks,
+            final_norm,
+            head: Some(head),
+            config: config.clone(),
+            rope: Rope::new(config),
+        })
+    }
+
+    /// A model to train from scratch: N(0, 0.02) weights, those that write into the residual stream divided by
+    /// `sqrt(2 L)` (GPT-2's rule), norms at one, biases at zero. A tied model is left without a separate head, so that
+    /// the embedding receives both gradients; see [`Lm::materialise_head`].
+    pub fn init(config: &LmConfig, rng: &mut ChaCha8Rng, device: &B::Device) -> Self {
+        const STD: f64 = 0.02;
+        let (hidden, query, kv) = (config.hidden_size, config.query_size(), config.kv_size());
+        let residual_std = STD / (2.0 * config.num_layers as f64).sqrt();
+        let mut linear = |inputs, outputs, bias: bool, std| {
+            Linear::new(
+                init::normal([inputs, outputs], std, rng, device),
+                bias.then(|| Tensor::zeros([outputs], device)),
+            )
+        };
+        let norm = || RmsNorm::new(Tensor::ones([hidden], device), config.rms_norm_eps);
+        let blocks = (0..config.num_layers)
+            .map(|_| Block {
+                attention_norm: norm(),
+                query: linear(hidden, query, config.qkv_bias, STD),
+                key: linear(hidden, kv, config.qkv_bias, STD),
+                value: linear(hidden, kv, config.qkv_bias, STD),
+                output: linear(query, hidden, false, residual_std),
+                mlp_norm: norm(),
+                mlp: Mlp {
+                    gate: linear(hidden, config.intermediate_size, false, STD),
+                    up: linear(hidden, config.intermediate_size, false, STD),
+                    down: linear(config.intermediate_size, hidden, false, residual_std),
+                },
+                head_dim: config.head_dim,
+            })
+            .collect();
+        let head = (!config.tie_word_embeddings).then(|| linear(hidden, config.vocab_size, false, STD));
+        Self {
+            embedding: Param::from_tensor(init::normal([config.vocab_size, hidden], STD, rng, device)),
+            blocks,
+            final_norm: norm(),
+            head,
+            config: config.clone(),
+            rope: Rope::new(config),
+        }
+    }
+
+    /// Gives a tied model its own copy of the head in the fast layout; for inference.
+    pub fn materialise_head(mut self) -> Self {
+        if self.head.is_none() {
+            let [vocab, hidden] = self.embedding.shape().dims();
+            let table = host_values(self.embedding.val());
+            let values = TensorData::new(transposed(&table, vocab, hidden), [hidden, vocab]);
+            let head = Tensor::<B, 2>::from_data(values, (&self.device(), self.dtype()));
+            self.head = Some(Linear::new(head, None));
+        }
+        self
+    }
+
+    /// All weights in Hugging Face's names and layouts, a tied head left out, any LoRA merged in.
+    pub fn export(&self) -> Vec<HostTensor> {
+        let matrix = |name: String, linear: &Linear<B>| {
+            let [inputs, outputs] = linear.shape();
+            let weight = match &linear.lora {
+                Some(lora) => linear.weight.val() + lora.delta(),
+                None => linear.weight.val(),
+            };
+            let values = transposed(&host_values(weight), inputs, outputs);
+            HostTensor { name: format!("{name}.weight"), shape: vec![outputs, inputs], values }
+        };
+        let vector = |name: String, tensor: Tensor<B, 1>| HostTensor {
+            name,
+            shape: tensor.dims().to_vec(),
+            values: host_values(tensor),
+        };
+        let embedding = self.embedding.val();
+        let mut all = vec![HostTensor {
+            name: EMBEDDING.into(),
+            shape: embedding.dims().to_vec(),
+            values: host_values(embedding),
+        }];
+        for (i, block) in self.blocks.iter().enumerate() {
+            let prefix = format!("model.layers.{i}");
+            all.push(vector(format!("{prefix}.input_layernorm.weight"), block.attention_norm.weight.val()));
+            all.push(vector(format!("{prefix}.post_attention_layernorm.weight"), block.mlp_norm.weight.val()));
+            let layers = [
+                ("self_attn.q_proj", &block.query),
+                ("self_attn.k_proj", &block.key),
+                ("self_attn.v_proj", &block.value),
+                ("self_attn.o_proj", &block.output),
+                ("mlp.gate_proj", &block.mlp.gate),
+                ("mlp.up_proj", &block.mlp.up),
+                ("mlp.down_proj", &block.mlp.down),
+            ];
+            for (name, linear) in layers {
+                all.push(matrix(format!("{prefix}.{name}"), linear));
+                if let Some(bias) = &linear.bias {
+                    all.push(vector(format!("{prefix}.{name}.bias"), bias.val()));
+                }
+            }
+        }
+        all.push(vector(FINAL_NORM.into(), self.final_norm.weight.val()));
+        if let Some(head) = self.head.as_ref().filter(|_| !self.config.tie_word_embeddings) {
+            all.push(matrix("lm_head".into(), head));
+        }
+        all
+    }
+}
+
+/// Reads tensors, checks their shapes and remembers which were used.
+struct Loader<'a, B: Backend> {
+    source: &'a dyn TensorSource,
+    used: BTreeSet<String>,
+    device: B::Device,
+    _backend: std::marker::PhantomData<B>,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn read(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        let path = || self.source.path().to_path_buf();
+        let found =
+            self.source.shape(name).ok_or_else(|| Error::MissingTensor { path: path(), name: name.to_string() })?;
+        if found != expected {
+            return Err(Error::Shape { path: path(), name: name.to_string(), expected: expected.to_vec(), found });
+        }
+        self.used.insert(name.to_string());
+        self.source.read_f32(name)
+    }
+
+    fn norm(&mut self, name: &str, config: &LmConfig) -> Result<RmsNorm<B>> {
+        Ok(RmsNorm::new(self.vector(name, config.hidden_size)?, config.rms_norm_eps))
+    }
+
+    fn vector(&mut self, name: &str, size: usize) -> Result<Tensor<B, 1>> {
+        let values = self.read(name, &[size])?;
+        Ok(Tensor::from_data(TensorData::new(values, [size]), &self.device))
+    }
+
+    fn linear(&mut self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear<B>> {
+        let stored = self.read(&format!("{name}.weight"), &[outputs, inputs])?;
+        let values = transposed(&stored, outputs, inputs);
+        drop(stored);
+        let weight = Tensor::from_data(TensorData::new(values, [inputs, outputs]), &self.device);
+        let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
+        Ok(Linear::new(weight, bias))
+    }
+
+    /// Every tensor of the checkpoint must have found its place.
+    fn finish(self) -> Result<()> {
+        let extra: Vec<String> = self
+            .source
+            .names()
+            .into_iter()
+            .filter(|name| !self.used.contains(name) && !name.ends_with(DERIVED_SUFFIX))
+            .collect();
+        match extra.first() {
+            None => Ok(()),
+            Some(name) => Err(Error::ExtraTensor {
+                path: self.source.path().to_path_buf(),
+                name: name.clone(),
+                count: extra.len(),
+            }),
+        }
+    }
+}
+
+/// The transpose of a row-major `[rows, columns]` matrix, blocked so that both sides stay in cache.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for row0 in (0..rows).step_by(TILE) {
+        for column0 in (0..columns).step_by(TILE) {
+            for row in row0..(row0 + TILE).min(rows) {
+                for column in column0..(column0 + TILE).min(columns) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A tensor's values on the host as f32, row-major.
+pub fn host_values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    data.into_vec().expect("converted to f32 just above")
+}

@@ -1,0 +1,154 @@
+//! Saving and loading the trained part, and what a wrong file gets.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use l2d_core::Error;
+use l2d_core::checkpoint::{
+    BaseFingerprint, StoredDtype, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
+};
+use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
+use l2d_core::lm::Lm;
+use l2d_core::parameters::parameters;
+use l2d_testkit::TestBackend;
+use l2d_testkit::models::golden_lm;
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+type B = TestBackend;
+
+fn path_beside(lm: &Lm<B>, variant: Variant) -> DiffusionPath<B> {
+    let raw = RawDiffusionConfig {
+        dim: 8,
+        conditioning: 10,
+        time_features: 6,
+        variant,
+        classes: vec!["math".into(), "coding".into()],
+        ..Default::default()
+    };
+    DiffusionPath::init(lm, &raw.check(Path::new("test")).expect("valid"), &mut ChaCha8Rng::seed_from_u64(3))
+}
+
+fn saved(folder: &Path, variant: Variant, dtype: StoredDtype) -> (Lm<B>, DiffusionPath<B>, std::path::PathBuf) {
+    let lm = golden_lm("base_llama", &Default::default());
+    let path = path_beside(&lm, variant);
+    let file = folder.join("adapter.safetensors");
+    let notes = BTreeMap::from([("steps".to_string(), "12".to_string())]);
+    save_adapter(&file, &path, &BaseFingerprint::of(&lm), &notes, dtype).expect("saved");
+    (lm, path, file)
+}
+
+#[test]
+fn what_is_saved_is_loaded_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for variant in [Variant::Lora { rank: 2, alpha: 4.0 }, Variant::Full, Variant::Scratch] {
+        let (lm, path, file) = saved(folder.path(), variant, StoredDtype::F32);
+        let loaded = load_adapter(&file, &lm).expect("loaded");
+        assert_eq!(parameters(&loaded), parameters(&path));
+        assert_eq!(loaded.config, path.config);
+        let info = inspect_adapter(&file).expect("inspected");
+        assert_eq!(info.config, path.config);
+        assert_eq!(info.num_parameters(), path.config.parameter_counts(&lm.config).total());
+        assert_eq!(info.notes["steps"], "12");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 1, "no temporary file is left");
+    }
+}
+
+#[test]
+fn half_precision_rounds_and_halves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, path, file) = saved(folder.path(), Variant::Full, StoredDtype::F16);
+    let loaded = load_adapter(&file, &lm).expect("loaded");
+    for (a, b) in parameters(&loaded).iter().zip(parameters(&path)) {
+        for (x, y) in a.values.iter().zip(&b.values) {
+            assert!((x - y).abs() <= y.abs() * 1e-3 + 1e-7, "{}: {x} against {y}", a.name);
+        }
+    }
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
+    let other = golden_lm("base_qwen2", &Default::default());
+    let error = load_adapter::<B>(&file, &other).expect_err("another architecture");
+    assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
+    assert!(error.to_string().contains("qwen2"), "{error}");
+    let mut changed = lm;
+    changed.final_norm.weight = burn::module::Param::from_tensor(changed.final_norm.weight.val() * 1.01);
+    let error = load_adapter(&file, &changed).expect_err("other weights");
+    assert!(error.to_string().contains("the weights are not"), "{error}");
+}
+
+#[test]
+fn damaged_files_are_refused_with_their_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
+    let whole = std::fs::read(&file).expect("read");
+    for cut in [0, 7, 20, whole.len() / 2, whole.len() - 1] {
+        let error = load_adapter_bytes(&file, &whole[..cut], &lm).expect_err("truncated");
+        assert!(error.to_string().contains("adapter.safetensors"), "{error}");
+    }
+    let error = inspect_adapter(&folder.path().join("absent")).expect_err("missing file");
+    assert!(matches!(error, Error::Io { .. }));
+    let error = save_adapter(
+        &folder.path().join("no/such/folder/a.safetensors"),
+        &path_beside(&lm, Variant::Full),
+        &BaseFingerprint::of(&lm),
+        &BTreeMap::new(),
+        StoredDtype::F32,
+    );
+    assert!(matches!(error.expect_err("unwritable"), Error::Io { .. }));
+}
+
+fn edited(bytes: &[u8], edit: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("json");
+    edit(&mut header);
+    let header = header.to_string().into_bytes();
+    [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat()
+}
+
+#[test]
+fn missing_extra_and_misshapen_tensors_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
+    let whole = std::fs::read(&file).expect("read");
+    let refuse = |edit: &dyn Fn(&mut serde_json::Value)| {
+        load_adapter_bytes(&file, &edited(&whole, edit), &lm).expect_err("refused").to_string()
+    };
+    let rename = |from: &'static str, to: &'static str| {
+        move |header: &mut serde_json::Value| {
+            let map = header.as_object_mut().expect("object");
+            let value = map.remove(from).expect("present");
+            map.insert(to.into(), value);
+        }
+    };
+    let missing = refuse(&rename("translation.inner.bias", "translation.inner.surplus"));
+    assert!(missing.contains("`translation.inner.bias` is missing"), "{missing}");
+    let misshapen = refuse(&|header| {
+        let shape = header["vocabulary.projection.weight"]["shape"].as_array_mut().expect("shape");
+        shape.swap(0, 1);
+    });
+    assert!(misshapen.contains("vocabulary.projection.weight") && misshapen.contains("shape"), "{misshapen}");
+    let version = refuse(&|header| header["__metadata__"]["version"] = "9".into());
+    assert!(version.contains("version"), "{version}");
+    let unknown = refuse(&|header| {
+        let config = header["__metadata__"]["config"].as_str().expect("config").replacen("{", "{\"colour\":1,", 1);
+        header["__metadata__"]["config"] = config.into();
+    });
+    assert!(unknown.contains("colour"), "{unknown}");
+    let model = refuse(&|header| {
+        header["__metadata__"].as_object_mut().expect("object").remove("format");
+    });
+    assert!(model.contains("l2d-adapter"), "{model}");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let lm: Lm<B> = golden_lm("base_llama", &Default::default());
+        prop_assert!(load_adapter_bytes::<B>(Path::new("x"), &bytes, &lm).is_err());
+    }
+}

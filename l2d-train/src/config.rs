@@ -1,0 +1,186 @@
+//! The settings of a run: as a person writes them, and checked.
+
+use l2d_core::corruption::TimestepSampling;
+use l2d_core::diffusion::RawDiffusionConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::data::Columns;
+use crate::error::{Result, TrainError};
+use crate::optimiser::{AdamWConfig, Decay, Schedule, Warmup};
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectiveKind {
+    /// The diffusion path beside the frozen LM.
+    #[default]
+    L2d,
+    /// All weights of the LM, by next-token cross-entropy.
+    Full,
+    /// Low-rank corrections of the LM's linear layers, by next-token cross-entropy.
+    Lora,
+}
+
+/// A run's settings. Every key may be left out; unknown keys are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// What is trained.
+    pub objective: ObjectiveKind,
+    /// Seeds initialisation, order and draws.
+    pub seed: u64,
+    /// Updates; `epochs` when absent.
+    pub steps: Option<u64>,
+    /// Passes over the data, when `steps` is absent.
+    pub epochs: f64,
+    /// Sequences per update.
+    pub batch_size: usize,
+    /// Sequences in memory at a time; gradients accumulate. The whole batch when absent.
+    pub micro_batch_size: Option<usize>,
+    /// Examples longer than this are dropped and counted.
+    pub max_tokens: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at both ends of the schedule.
+    pub min_learning_rate: f64,
+    /// Updates until the peak.
+    pub warmup_steps: u64,
+    /// How the rate rises.
+    pub warmup: Warmup,
+    /// How it falls.
+    pub decay: Decay,
+    /// Largest norm of all gradients together; larger ones are scaled down. 0 = no clipping.
+    pub clip_norm: f64,
+    /// AdamW.
+    pub adamw: AdamWConfig,
+    /// The diffusion path (objective `l2d`).
+    pub diffusion: RawDiffusionConfig,
+    /// Training times (objective `l2d`).
+    pub timesteps: TimestepSampling,
+    /// Probability that a position's class is replaced by "no class" (objective `l2d` with classes).
+    pub class_dropout: f64,
+    /// Rank of the low-rank corrections (objective `lora`).
+    pub lora_rank: usize,
+    /// Their alpha (objective `lora`).
+    pub lora_alpha: f64,
+    /// Rows of logits held at a time.
+    pub head_chunk: usize,
+    /// Columns of the data files.
+    pub columns: Columns,
+    /// Part of the examples that is held back for validation.
+    pub validation_fraction: f64,
+    /// At most this many examples are held back.
+    pub validation_examples: usize,
+    /// Updates between validations; 0 = only at the end.
+    pub validate_every: u64,
+    /// Updates between lines of metrics.
+    pub log_every: u64,
+    /// Updates between checkpoints; 0 = only at the end.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints to keep, besides the best.
+    pub keep_last: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            objective: ObjectiveKind::L2d,
+            seed: 0,
+            steps: None,
+            epochs: 1.0,
+            batch_size: 32,
+            micro_batch_size: None,
+            max_tokens: 2048,
+            learning_rate: 1e-4,
+            min_learning_rate: 0.0,
+            warmup_steps: 100,
+            warmup: Warmup::Linear,
+            decay: Decay::Linear,
+            clip_norm: 1.0,
+            adamw: AdamWConfig::default(),
+            diffusion: RawDiffusionConfig::default(),
+            timesteps: TimestepSampling::default(),
+            class_dropout: 0.2,
+            lora_rank: 32,
+            lora_alpha: 64.0,
+            head_chunk: 1024,
+            columns: Columns::default(),
+            validation_fraction: 0.02,
+            validation_examples: 256,
+            validate_every: 200,
+            log_every: 1,
+            checkpoint_every: 200,
+            keep_last: 2,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks every range.
+    pub fn check(&self) -> Result<()> {
+        let fail = |key: &'static str, reason: String| Err(TrainError::Config { key, reason });
+        let fraction = |x: f64| (0.0..1.0).contains(&x);
+        if self.batch_size == 0 {
+            return fail("batch_size", "0 sequences per update teach nothing".into());
+        }
+        if self.micro_batch_size == Some(0) {
+            return fail("micro_batch_size", "must be at least 1".into());
+        }
+        if self.max_tokens < 2 {
+            return fail("max_tokens", format!("{} holds no prompt and response", self.max_tokens));
+        }
+        for (key, value) in
+            [("learning_rate", self.learning_rate), ("lora_alpha", self.lora_alpha), ("epochs", self.epochs)]
+        {
+            if !(value.is_finite() && value > 0.0) {
+                return fail(key, format!("{value} is not a positive number"));
+            }
+        }
+        if !(0.0..=self.learning_rate).contains(&self.min_learning_rate) {
+            return fail("min_learning_rate", format!("{} is outside 0..=learning_rate", self.min_learning_rate));
+        }
+        if self.steps == Some(0) {
+            return fail("steps", "must be at least 1".into());
+        }
+        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.adamw;
+        if !(fraction(beta1) && fraction(beta2)) {
+            return fail("adamw.beta", format!("{beta1} and {beta2} must lie in [0, 1)"));
+        }
+        if !(eps > 0.0 && eps.is_finite() && weight_decay >= 0.0 && weight_decay.is_finite()) {
+            return fail("adamw", format!("eps {eps} must be positive and weight_decay {weight_decay} not negative"));
+        }
+        if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
+            return fail("clip_norm", format!("{} is negative or not a number", self.clip_norm));
+        }
+        if !fraction(self.timesteps.minimum_noise) {
+            return fail("timesteps.minimum_noise", format!("{} is outside [0, 1)", self.timesteps.minimum_noise));
+        }
+        if !(0.0..=1.0).contains(&self.class_dropout) {
+            return fail("class_dropout", format!("{} is outside [0, 1]", self.class_dropout));
+        }
+        if !fraction(self.validation_fraction) {
+            return fail("validation_fraction", format!("{} is outside [0, 1)", self.validation_fraction));
+        }
+        if self.lora_rank == 0 || self.head_chunk == 0 || self.log_every == 0 || self.keep_last == 0 {
+            return fail("lora_rank, head_chunk, log_every, keep_last", "each must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// Updates of a run over so many examples.
+    pub fn total_steps(&self, examples: usize) -> u64 {
+        self.steps.unwrap_or_else(|| ((examples as f64 * self.epochs) / self.batch_size as f64).ceil().max(1.0) as u64)
+    }
+
+    /// The learning-rate schedule of a run of that many updates.
+    pub fn schedule(&self, total_steps: u64) -> Schedule {
+        Schedule {
+            peak: self.learning_rate,
+            floor: self.min_learning_rate,
+            warmup_steps: self.warmup_steps.min(total_steps),
+            total_steps,
+            warmup: self.warmup,
+            decay: self.decay,
+        }
+    }
+}

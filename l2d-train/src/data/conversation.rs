@@ -1,0 +1,130 @@
+//! Conversations from jsonl files, plain or gzipped.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Result, TrainError};
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+impl Turn {
+    /// A message of that role.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_string(), content: content.into() }
+    }
+}
+
+/// One row of training data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversation {
+    /// In order.
+    pub turns: Vec<Turn>,
+    /// Guidance class of the row, if its column was asked for.
+    pub class: Option<String>,
+}
+
+/// Which columns of a row hold what. A row with a `messages` column needs no question and answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Columns {
+    /// A list of `{role, content}`.
+    pub messages: String,
+    /// The user's turn, in rows without messages.
+    pub question: String,
+    /// The assistant's turn, in rows without messages.
+    pub answer: String,
+    /// The guidance class, if any.
+    pub class: Option<String>,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self { messages: "messages".into(), question: "question".into(), answer: "answer".into(), class: None }
+    }
+}
+
+/// Reads all rows of the given files; a folder stands for every `.jsonl` and `.jsonl.gz` directly in it, sorted by name.
+///
+/// # Errors
+/// A path is missing or unreadable, a folder holds no such file, or a row is broken: named with its file and number.
+pub fn read_conversations(paths: &[PathBuf], columns: &Columns) -> Result<Vec<Conversation>> {
+    let mut all = Vec::new();
+    for path in paths {
+        for file in files_of(path)? {
+            read_file(&file, columns, &mut all)?;
+        }
+    }
+    Ok(all)
+}
+
+fn is_jsonl(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    name.ends_with(".jsonl") || name.ends_with(".jsonl.gz")
+}
+
+fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| TrainError::io(path, e))?;
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(|e| TrainError::io(path, e)))
+        .collect::<Result<Vec<_>>>()?;
+    files.retain(|file| is_jsonl(file));
+    files.sort();
+    if files.is_empty() {
+        return Err(TrainError::NoData(format!("{}: no .jsonl or .jsonl.gz file in this folder", path.display())));
+    }
+    Ok(files)
+}
+
+fn read_file(path: &Path, columns: &Columns, all: &mut Vec<Conversation>) -> Result<()> {
+    let file = File::open(path).map_err(|e| TrainError::io(path, e))?;
+    let gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let reader: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    for (i, line) in BufReader::new(reader).lines().enumerate() {
+        let at_row = |reason: String| TrainError::Row { path: path.to_path_buf(), row: i + 1, reason };
+        // A truncated archive and a line that is no UTF-8 both end here, with the row they were met at.
+        let line = line.map_err(|e| at_row(e.to_string()))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let row: Map<String, Value> = serde_json::from_str(&line).map_err(|e| at_row(e.to_string()))?;
+        all.push(conversation(&row, columns).map_err(at_row)?);
+    }
+    Ok(())
+}
+
+fn conversation(row: &Map<String, Value>, columns: &Columns) -> std::result::Result<Conversation, String> {
+    let text = |key: &str| match row.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(_) => Err(format!("column `{key}` is not a string")),
+        None => {
+            let found: Vec<&str> = row.keys().map(String::as_str).collect();
+            Err(format!("no column `{}` and no column `{key}`; this row has: {}", columns.messages, found.join(", ")))
+        }
+    };
+    let turns = match row.get(&columns.messages) {
+        Some(messages) => {
+            Vec::<Turn>::deserialize(messages).map_err(|e| format!("column `{}`: {e}", columns.messages))?
+        }
+        None => vec![Turn::new("user", text(&columns.question)?), Turn::new("assistant", text(&columns.answer)?)],
+    };
+    let class = match &columns.class {
+        Some(key) => Some(text(key)?),
+        None => None,
+    };
+    Ok(Conversation { turns, class })
+}

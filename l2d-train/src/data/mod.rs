@@ -1,0 +1,9 @@
+//! From files of conversations to batches.
+
+mod batch;
+mod conversation;
+mod dataset;
+
+pub use batch::{Batch, BatchOrder, micro_batches};
+pub use conversation::{Columns, Conversation, Turn, read_conversations};
+pub use dataset::{Dataset, DatasetStats, Example, Template};

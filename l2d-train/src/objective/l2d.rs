@@ -1,0 +1,218 @@
+//! The L2D objective: cross-entropy of the joined model at corrupted targets (METHOD section 2, paper equation 5).
+
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
+use l2d_core::corruption::{TimestepSampling, corrupt};
+use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, merge};
+use l2d_core::lm::{AttentionPlan, KvCache, Lm};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::loss::{LossByTimestep, StepLoss, chunked_head_loss, chunked_head_loss_only, ids};
+
+/// Trains a [`DiffusionPath`] beside a frozen [`Lm`].
+///
+/// The main path runs on the inner backend, without automatic differentiation; the diffusion path runs at labelled
+/// positions only; the head and the loss run in chunks of rows.
+#[derive(Debug)]
+pub struct L2dObjective<AB: AutodiffBackend> {
+    /// The frozen LM without differentiation.
+    lm: Lm<AB::InnerBackend>,
+    /// The same weights (shared) where the diffusion path meets them.
+    frozen: Lm<AB>,
+    /// How times are drawn.
+    pub timesteps: TimestepSampling,
+    /// Probability that a position's class is replaced by "no class".
+    pub class_dropout: f64,
+    /// Rows of logits held at a time.
+    pub head_chunk: usize,
+}
+
+/// A batch as the objectives want it: right-padded rows and what each labelled position must predict.
+#[derive(Debug, Clone, Copy)]
+pub struct Labelled<'a> {
+    /// `[batch][positions]`, equally long; positions after a sequence's end hold any valid id.
+    pub tokens: &'a [Vec<u32>],
+    /// For each sequence the labelled `(position, target)` pairs: position `k` predicts token `k + 1`.
+    pub labels: &'a [Vec<(usize, u32)>],
+    /// Guidance class of each sequence, if classes are trained.
+    pub classes: Option<&'a [usize]>,
+}
+
+/// The random draws of a batch, one per labelled position, in the order of [`Labelled::labels`].
+#[derive(Debug, Clone)]
+pub struct Draws {
+    /// Diffusion times.
+    pub timesteps: Vec<f32>,
+    /// Standard normal noise, `[positions, d]` row-major; the base noise is `sigma` times this.
+    pub noise: Vec<f32>,
+    /// Class of each position after dropout; `None` without classes.
+    pub classes: Option<Vec<usize>>,
+}
+
+/// The labelled positions laid out as rows, `batch * width` of them; a sequence with fewer than `width` labels repeats
+/// its last slot in rows that count for nothing.
+struct Rows {
+    slots: Vec<Vec<usize>>,
+    /// Rows that carry a label, in label order.
+    labelled: Vec<u32>,
+    /// Row of each of the `batch * width` places in the flat `[batch * positions]` hidden states.
+    places: Vec<u32>,
+    targets: Vec<u32>,
+    width: usize,
+}
+
+impl Rows {
+    fn new(batch: &Labelled<'_>) -> Self {
+        let width = batch.labels.iter().map(Vec::len).max().unwrap_or(0);
+        let length = batch.tokens.first().map_or(0, Vec::len);
+        let (mut slots, mut labelled, mut targets, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (b, labels) in batch.labels.iter().enumerate() {
+            let last = labels.last().map_or(0, |&(position, _)| position);
+            let row: Vec<usize> = labels
+                .iter()
+                .map(|&(position, _)| position)
+                .chain(std::iter::repeat_n(last, width - labels.len()))
+                .collect();
+            labelled.extend((0..labels.len()).map(|i| (b * width + i) as u32));
+            targets.extend(labels.iter().map(|&(_, target)| target));
+            places.extend(row.iter().map(|&slot| (b * length + slot) as u32));
+            slots.push(row);
+        }
+        Self { slots, labelled, places, targets, width }
+    }
+
+    fn count(&self) -> usize {
+        self.slots.len() * self.width
+    }
+
+    /// Spreads per-label values over all rows, `fill` where there is no label.
+    fn spread<T: Copy>(&self, values: &[T], stride: usize, fill: T) -> Vec<T> {
+        let mut all = vec![fill; self.count() * stride];
+        for (i, &row) in self.labelled.iter().enumerate() {
+            all[row as usize * stride..][..stride].copy_from_slice(&values[i * stride..][..stride]);
+        }
+        all
+    }
+}
+
+impl<AB: AutodiffBackend> L2dObjective<AB> {
+    /// An objective beside `lm`, with uniform times, class dropout 0.2 and 1024 rows of logits at a time.
+    pub fn new(lm: Lm<AB::InnerBackend>) -> Self {
+        let frozen: Lm<AB> = AutodiffModule::from_inner(lm.clone());
+        Self { lm, frozen: frozen.no_grad(), timesteps: Default::default(), class_dropout: 0.2, head_chunk: 1024 }
+    }
+
+    /// The frozen LM.
+    pub fn lm(&self) -> &Lm<AB::InnerBackend> {
+        &self.lm
+    }
+
+    /// Draws times, noise and class dropout for a batch, each sequence from its own generator: what a sequence draws does
+    /// not depend on how a batch is cut into micro-batches.
+    ///
+    /// # Panics
+    /// When there are not as many generators as sequences.
+    pub fn draw(&self, config: &DiffusionConfig, batch: &Labelled<'_>, rngs: &mut [ChaCha8Rng]) -> Draws {
+        assert_eq!(rngs.len(), batch.labels.len(), "one generator per sequence");
+        let mut draws = Draws { timesteps: vec![], noise: vec![], classes: config.no_class().map(|_| vec![]) };
+        for (b, (labels, rng)) in batch.labels.iter().zip(rngs).enumerate() {
+            draws.timesteps.extend(labels.iter().map(|_| self.timesteps.sample(rng)));
+            draws.noise.extend((0..labels.len() * config.dim).map(|_| -> f32 { StandardNormal.sample(rng) }));
+            if let (Some(classes), Some(no_class)) = (&mut draws.classes, config.no_class()) {
+                let class = batch.classes.map_or(no_class, |classes| classes[b]);
+                classes.extend(
+                    labels.iter().map(|_| if rng.random::<f64>() < self.class_dropout { no_class } else { class }),
+                );
+            }
+        }
+        draws
+    }
+
+    /// The loss of a batch under given draws, and the gradient of its SUM over labelled positions.
+    ///
+    /// # Panics
+    /// When the batch has no label or the draws do not fit it.
+    pub fn loss_and_gradients(
+        &self,
+        path: &DiffusionPath<AB>,
+        batch: &Labelled<'_>,
+        draws: &Draws,
+    ) -> (StepLoss, AB::Gradients) {
+        let rows = Rows::new(batch);
+        let (cache, hidden) = self.main_pass(batch);
+        let hidden = Tensor::from_inner(hidden.select(0, ids(&rows.places, &self.lm.device())));
+        let context = |layer: usize| {
+            let (keys, values) = cache.layer(layer);
+            (Tensor::from_inner(keys), Tensor::from_inner(values))
+        };
+        let merged =
+            joined(&self.frozen, path, &(cache.padding().to_vec(), cache.len()), context, hidden, &rows, draws);
+        let merged = merged.select(0, ids(&rows.labelled, &self.frozen.device())); // [labels, H]
+        let (losses, gradient) =
+            chunked_head_loss(&self.frozen, merged.clone().inner(), &rows.targets, self.head_chunk);
+        // The head's part of the chain rule is done: what remains is linear in its result.
+        let gradients = (merged * Tensor::from_inner(gradient)).sum().backward();
+        (summed(&losses, draws), gradients)
+    }
+
+    /// The loss alone, without differentiation; for validation.
+    pub fn loss(&self, path: &DiffusionPath<AB::InnerBackend>, batch: &Labelled<'_>, draws: &Draws) -> StepLoss {
+        let rows = Rows::new(batch);
+        let (cache, hidden) = self.main_pass(batch);
+        let device = self.lm.device();
+        let hidden = hidden.select(0, ids(&rows.places, &device));
+        let merged = joined(
+            &self.lm,
+            path,
+            &(cache.padding().to_vec(), cache.len()),
+            |layer| cache.layer(layer),
+            hidden,
+            &rows,
+            draws,
+        );
+        let merged = merged.select(0, ids(&rows.labelled, &device));
+        summed(&chunked_head_loss_only(&self.lm, merged, &rows.targets, self.head_chunk), draws)
+    }
+
+    fn main_pass(&self, batch: &Labelled<'_>) -> (KvCache<AB::InnerBackend>, Tensor<AB::InnerBackend, 2>) {
+        let length = batch.tokens.first().map_or(0, Vec::len);
+        let mut cache = self.lm.new_cache(vec![0; batch.tokens.len()], length);
+        let hidden = self.lm.forward(batch.tokens, &mut cache);
+        (cache, hidden)
+    }
+}
+
+/// Merged hidden states `[batch * width, H]`, before the final norm.
+fn joined<B: Backend>(
+    lm: &Lm<B>,
+    path: &DiffusionPath<B>,
+    (padding, slots): &(Vec<usize>, usize),
+    context: impl Fn(usize) -> (Tensor<B, 4>, Tensor<B, 4>),
+    hidden: Tensor<B, 2>,
+    rows: &Rows,
+    draws: &Draws,
+) -> Tensor<B, 2> {
+    let (device, dim, count) = (lm.device(), path.config.dim, rows.count());
+    let plan = AttentionPlan::new(&lm.config, &lm.rope, padding, &rows.slots, *slots, &device, lm.dtype());
+    let timesteps = rows.spread(&draws.timesteps, 1, 0.5);
+    let classes = draws.classes.as_ref().map(|classes| rows.spread(classes, 1, 0));
+    let modulation = path.modulation(&timesteps, classes.as_deref());
+    let targets = rows.spread(&rows.targets, 1, 0);
+    let x1 = path.vocabulary.forward(lm.embed(ids(&targets, &device)));
+    let noise = TensorData::new(rows.spread(&draws.noise, dim, 0.0), [count, dim]);
+    let x0 = Tensor::<B, 2>::from_data(noise, &device) * path.config.sigma;
+    let t = Tensor::from_data(TensorData::new(timesteps, [count, 1]), &device);
+    let z = path.forward_with(lm, context, &plan, &modulation, corrupt(x1, x0, t), |_, _| {});
+    merge(hidden, z, &modulation)
+}
+
+fn summed(losses: &[f32], draws: &Draws) -> StepLoss {
+    let mut by_timestep = LossByTimestep::default();
+    for (&loss, &t) in losses.iter().zip(&draws.timesteps) {
+        by_timestep.add(t, loss);
+    }
+    StepLoss { sum: losses.iter().map(|&loss| loss as f64).sum(), tokens: losses.len(), by_timestep: Some(by_timestep) }
+}
