@@ -9,6 +9,7 @@ mod export;
 mod generator;
 mod model;
 mod progress;
+mod tiny;
 
 use std::process::ExitCode;
 

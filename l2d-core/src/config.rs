@@ -138,8 +138,9 @@ pub struct RawLmConfig {
 #[serde(default)]
 pub struct RawRopeScaling {
     /// `llama3` or `default`.
-    #[serde(alias = "type")]
     pub rope_type: Option<String>,
+    /// The older name of `rope_type`; some configs carry both.
+    pub r#type: Option<String>,
     /// See [`RopeScaling::Llama3`].
     pub factor: Option<f64>,
     /// See [`RopeScaling::Llama3`].
@@ -283,7 +284,7 @@ impl RawRopeScaling {
                 Err(Error::config(path, format!("rope_scaling.{key}"), format!("{other:?} is not a positive number")))
             }
         };
-        match self.rope_type.as_deref() {
+        match self.rope_type.as_deref().or(self.r#type.as_deref()) {
             None | Some("default") => Ok(RopeScaling::None),
             Some("llama3") => {
                 let scaling = RopeScaling::Llama3 {

@@ -1,11 +1,13 @@
-//! SmolLM2-135M-Instruct, the real file: its tokenizer and its chat template against Hugging Face's results. Set
+//! SmolLM2-135M-Instruct, the real file: its tokenizer, chat template and logits against Hugging Face's results. Set
 //! `L2D_SMOLLM2` to the path of its GGUF file; without it these tests say that they were skipped.
 
 use std::path::PathBuf;
 
 use l2d_core::checkpoint::{Checkpoint, TensorSource};
 use l2d_core::config::Family;
+use l2d_core::lm::{Lm, host_values};
 use l2d_core::text::{Ending, Message};
+use l2d_testkit::{Golden, TestBackend};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -24,8 +26,7 @@ struct PromptCase {
 }
 
 fn cases<T: serde::de::DeserializeOwned>(file: &str) -> Vec<T> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text").join(file);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(l2d_testkit::parity_dir().join(file)).unwrap()).unwrap()
 }
 
 fn checkpoint() -> Option<Checkpoint> {
@@ -82,5 +83,32 @@ fn the_architecture_and_the_tensors_are_hugging_faces() {
         let values = tensors.read_f32(&name).unwrap();
         assert_eq!(values.len(), tensors.shape(&name).unwrap().iter().product::<usize>());
         assert!(values.iter().all(|x| x.is_finite() && x.abs() < 1e3), "{name}");
+    }
+}
+
+#[test]
+fn parity_logits_and_greedy_tokens() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let lm = Lm::<TestBackend>::load(&checkpoint.config, &*checkpoint.tensors, &Default::default()).unwrap();
+    let golden = Golden::load("smollm2_lm");
+    for (i, case) in cases::<PromptCase>("smollm2_lm.json").into_iter().enumerate() {
+        let mut cache = lm.new_cache(vec![0], case.ids.len() + case.greedy.len());
+        let mut logits = lm.logits(lm.forward(&[case.ids], &mut cache));
+        let best: Vec<f64> = host_values(logits.clone().argmax(1).float()).into_iter().map(f64::from).collect();
+        assert_eq!(best, golden.get(&format!("{i}.argmax_per_position")).values, "arg-max of prompt {i}");
+
+        let rows = best.len();
+        let last = host_values(logits.clone().narrow(0, rows - 1, 1));
+        let expected = &golden.get(&format!("{i}.last_logits")).values;
+        let largest = expected.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+        let worst = last.iter().zip(expected).fold(0.0_f64, |m, (&a, b)| m.max((f64::from(a) - b).abs()));
+        assert!(worst / largest < 1e-3, "prompt {i}: relative error {:e}", worst / largest);
+
+        for (step, &expected) in case.greedy.iter().enumerate() {
+            let rows = logits.dims()[0];
+            let next = host_values(logits.narrow(0, rows - 1, 1).argmax(1).float())[0] as u32;
+            assert_eq!(next, expected, "prompt {i}, token {step}");
+            logits = lm.logits(lm.forward(&[vec![next]], &mut cache));
+        }
     }
 }

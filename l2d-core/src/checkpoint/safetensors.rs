@@ -3,17 +3,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::TensorSource;
-use super::atomic::write_atomically;
 use crate::error::{Error, Result};
 
 const SUPPORTED: &str = "F32, F16, BF16";
@@ -190,94 +187,4 @@ pub(super) fn f16_from_le(bytes: &[u8]) -> Vec<f32> {
 pub(super) fn bf16_from_le(bytes: &[u8]) -> Vec<f32> {
     let (words, _) = bytes.as_chunks::<2>();
     words.iter().map(|&word| bf16::from_le_bytes(word).to_f32()).collect()
-}
-
-/// The number formats [`write_safetensors`] writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredDtype {
-    /// 32-bit.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// The upper half of an f32.
-    Bf16,
-}
-
-/// A tensor on its way into a file.
-#[derive(Debug, Clone)]
-pub struct NamedTensor {
-    /// Its name in the file.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its values, row-major.
-    pub values: Vec<f32>,
-    /// The format it is stored in.
-    pub dtype: StoredDtype,
-}
-
-impl NamedTensor {
-    fn stored_dtype(&self) -> Dtype {
-        match self.dtype {
-            StoredDtype::F32 => Dtype::F32,
-            StoredDtype::F16 => Dtype::F16,
-            StoredDtype::Bf16 => Dtype::BF16,
-        }
-    }
-
-    fn write_to(&self, out: &mut impl Write) -> std::io::Result<()> {
-        for &x in &self.values {
-            match self.dtype {
-                StoredDtype::F32 => out.write_all(&x.to_le_bytes())?,
-                StoredDtype::F16 => out.write_all(&f16::from_f32(x).to_le_bytes())?,
-                StoredDtype::Bf16 => out.write_all(&bf16::from_f32(x).to_le_bytes())?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Writes one safetensors file, atomically: the name appears when the file is whole. Equal content gives equal bytes.
-/// Errors on a shape that does not match its number of values, a repeated name, and I/O.
-///
-/// The crate's own `serialize_to_file` renames a file it has not synced, gives it private permissions, and orders the
-/// metadata at random; hence the few lines of header here.
-pub fn write_safetensors(path: &Path, tensors: &[NamedTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::json!(metadata));
-    }
-    // Wide formats first keeps every tensor aligned to its element.
-    let mut ordered: Vec<&NamedTensor> = tensors.iter().collect();
-    ordered.sort_by_key(|tensor| (tensor.dtype != StoredDtype::F32, &tensor.name));
-    let mut end = 0_usize;
-    for tensor in &ordered {
-        let elements = tensor.shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
-        if elements != Some(tensor.values.len()) {
-            return Err(Error::Shape {
-                path: path.to_path_buf(),
-                name: tensor.name.clone(),
-                expected: tensor.shape.clone(),
-                found: vec![tensor.values.len()],
-            });
-        }
-        let start = end;
-        end += tensor.values.len() * tensor.stored_dtype().bitsize() / 8;
-        let info = TensorInfo { dtype: tensor.stored_dtype(), shape: tensor.shape.clone(), data_offsets: (start, end) };
-        if header.insert(tensor.name.clone(), serde_json::json!(info)).is_some() {
-            return Err(Error::format(path, "safetensors", format!("tensor `{}` is given twice", tensor.name)));
-        }
-    }
-    let mut header = serde_json::Value::Object(header).to_string();
-    let padded = header.len().next_multiple_of(size_of::<u64>());
-    header.extend(std::iter::repeat_n(' ', padded - header.len()));
-    write_atomically(path, |file| {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(header.as_bytes())?;
-        for tensor in ordered {
-            tensor.write_to(&mut out)?;
-        }
-        out.flush()
-    })
 }
