@@ -10,8 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::safetensors::StoredDtype;
-use super::tensor_file::{parse_tensors, write_tensors};
+use super::tensor_file::{StoredDtype, parse_tensors, write_tensors};
 use crate::config::LmConfig;
 use crate::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig};
 use crate::error::{Error, Result};

@@ -13,10 +13,6 @@ pub use adapter::{AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, l
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;
 pub use open::{Checkpoint, EmbeddedCheckpoint, GenerationDefaults, open_weights};
-<<<<<<< HEAD
-pub use safetensors::{NamedTensor, SafetensorsSource, StoredDtype, write_safetensors};
-=======
 pub use safetensors::SafetensorsSource;
->>>>>>> text
 pub use source::TensorSource;
-pub use tensor_file::{TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};
+pub use tensor_file::{StoredDtype, TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};

@@ -1,17 +1,26 @@
 //! Safetensors files of our own: written whole and atomically, read into host memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::safetensors::{NamedTensor, StoredDtype, write_safetensors};
+use super::atomic::write_atomically;
 use crate::error::{Error, Result};
 use crate::lm::HostTensor;
 
-/// Writes tensors and string metadata as one safetensors file, all in one number format.
+/// The number format tensors are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredDtype {
+    /// Exact.
+    F32,
+    /// Half the size; rounds every value to 11 bits.
+    F16,
+}
+
+/// Writes tensors and string metadata as one safetensors file.
 ///
 /// # Errors
 /// A value does not fit f16, or the file cannot be written; then nothing is left behind.
@@ -21,17 +30,38 @@ pub fn write_tensors(
     metadata: &BTreeMap<String, String>,
     dtype: StoredDtype,
 ) -> Result<()> {
-    let named = tensors
+    let bad = |reason: String| Error::format(file, "safetensors", reason);
+    let stored = tensors
         .iter()
-        .map(|HostTensor { name, shape, values }| {
-            if dtype == StoredDtype::F16 && values.iter().any(|&x| x.is_finite() && !f16::from_f32(x).is_finite()) {
-                let reason = format!("tensor `{name}` has a value that f16 cannot hold");
-                return Err(Error::format(file, "safetensors", reason));
-            }
-            Ok(NamedTensor { name: name.clone(), shape: shape.clone(), values: values.clone(), dtype })
+        .map(|tensor| match dtype {
+            StoredDtype::F32 => Ok(tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()),
+            StoredDtype::F16 => tensor.values.iter().map(|&x| f16::from_f32(x)).try_fold(
+                Vec::with_capacity(2 * tensor.values.len()),
+                |mut bytes, x| {
+                    if !x.is_finite() {
+                        return Err(bad(format!("tensor `{}` has a value that f16 cannot hold", tensor.name)));
+                    }
+                    bytes.extend(x.to_le_bytes());
+                    Ok(bytes)
+                },
+            ),
         })
         .collect::<Result<Vec<_>>>()?;
-    write_safetensors(file, &named, metadata)
+    let kind = match dtype {
+        StoredDtype::F32 => Dtype::F32,
+        StoredDtype::F16 => Dtype::F16,
+    };
+    let views = tensors
+        .iter()
+        .zip(&stored)
+        .map(|(tensor, bytes)| {
+            let view = TensorView::new(kind, tensor.shape.clone(), bytes).map_err(|e| bad(e.to_string()))?;
+            Ok((tensor.name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
+    write_atomically(file, |out| out.write_all(&bytes))
 }
 
 /// Tensors by name, and metadata.
