@@ -76,7 +76,8 @@ fn the_architecture_and_the_tensors_are_hugging_faces() {
     assert_eq!(checkpoint.generation.eos_token_ids, [2]);
 
     let tensors: &dyn TensorSource = &*checkpoint.tensors;
-    let counted: usize = tensors.names().iter().map(|name| tensors.shape(name).unwrap().iter().product::<usize>()).sum();
+    let counted: usize =
+        tensors.names().iter().map(|name| tensors.shape(name).unwrap().iter().product::<usize>()).sum();
     assert_eq!(counted, config.num_parameters());
     for name in tensors.names() {
         let values = tensors.read_f32(&name).unwrap();
