@@ -15,6 +15,9 @@ use l2d_testkit::parity_dir;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod largest_allocation;
+use largest_allocation::largest_allocation;
+
 /// A safetensors file from its header and data.
 fn file_bytes(header: &Value, data: &[u8]) -> Vec<u8> {
     let header = header.to_string();
@@ -80,7 +83,10 @@ fn broken_safetensors_headers_are_errors() {
     ];
     for (what, bytes) in cases {
         let error = SafetensorsSource::from_bytes(bytes, "bad.safetensors").err().unwrap_or_else(|| panic!("{what}"));
-        assert!(matches!(&error, Error::Format { path, .. } if path == Path::new("bad.safetensors")), "{what}: {error}");
+        assert!(
+            matches!(&error, Error::Format { path, .. } if path == Path::new("bad.safetensors")),
+            "{what}: {error}"
+        );
     }
 }
 
@@ -90,7 +96,8 @@ fn shards_are_one_source() {
     write_shard(&folder.path().join("one.safetensors"), &[tensor("a", &[1.0]), tensor("b", &[2.0, 3.0])]);
     write_shard(&folder.path().join("two.safetensors"), &[tensor("c", &[4.0])]);
     let index = folder.path().join("model.safetensors.index.json");
-    let map = |c: &str| json!({ "metadata": {}, "weight_map": { "a": "one.safetensors", "b": "one.safetensors", "c": c } });
+    let map =
+        |c: &str| json!({ "metadata": {}, "weight_map": { "a": "one.safetensors", "b": "one.safetensors", "c": c } });
     write_json(&index, &map("two.safetensors"));
     let source = SafetensorsSource::open(folder.path()).unwrap();
     assert_eq!(source.names(), ["a", "b", "c"]);
@@ -271,7 +278,10 @@ fn texts_that_do_not_fit_the_model_are_refused() {
         Checkpoint::open(&path).err().expect("an error")
     };
     let error = open(&|path| std::fs::write(path.join("chat_template.jinja"), "<|eot_id|>{{ x }}<|im_end|>").unwrap());
-    assert!(matches!(&error, Error::Tokenizer(text) if text.contains("<|eot_id|>") && !text.contains("im_end")), "{error}");
+    assert!(
+        matches!(&error, Error::Tokenizer(text) if text.contains("<|eot_id|>") && !text.contains("im_end")),
+        "{error}"
+    );
     let error = open(&|path| std::fs::write(path.join("chat_template.jinja"), "{% for %}").unwrap());
     assert!(matches!(error, Error::ChatTemplate(_)), "{error}");
     let error = open(&|path| std::fs::write(path.join("tokenizer.json"), "{}").unwrap());
@@ -316,6 +326,8 @@ fn survive(bytes: Vec<u8>) {
             let _ = source.read_f32(&name);
         }
     }
+    let largest = largest_allocation();
+    assert!(largest < 16 << 20, "{largest} bytes at once");
 }
 
 proptest! {

@@ -123,7 +123,8 @@ fn a_saved_tokenizer_is_the_same() {
 #[test]
 fn cutting_and_padding_saved_in_a_file_are_not_applied() {
     let mut json: serde_json::Value = serde_json::from_str(&tokenizer("gpt-2").to_json().unwrap()).unwrap();
-    json["truncation"] = serde_json::json!({ "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0 });
+    json["truncation"] =
+        serde_json::json!({ "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0 });
     json["padding"] = serde_json::json!({ "strategy": { "Fixed": 8 }, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "x" });
     let tokenizer = TextTokenizer::from_json(&json.to_string()).unwrap();
@@ -173,7 +174,11 @@ fn a_character_appears_when_its_last_byte_does() {
     assert_eq!(pieces, expected.map(|piece| piece.map(String::from)));
     assert_eq!(stream.push(END), None, "special tokens are silent");
     assert_eq!(stream.push(0xF0), None);
-    assert_eq!(stream.push(u32::from(b'a')), Some("\u{fffd}a".into()), "a broken character does not hold back the next");
+    assert_eq!(
+        stream.push(u32::from(b'a')),
+        Some("\u{fffd}a".into()),
+        "a broken character does not hold back the next"
+    );
     assert_eq!(stream.push(0xF0), None);
     assert_eq!(stream.finish(), Some("\u{fffd}".into()));
     assert_eq!(stream.finish(), None);

@@ -153,3 +153,31 @@ fn prepend(id: u32, token: &str) -> serde_json::Result<PostProcessorWrapper> {
         "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::*;
+
+    #[test]
+    fn text_is_split_as_the_published_patterns_split_it() {
+        let golden = include_str!("../../tests/fixtures/text/splits.json");
+        let cases: Vec<HashMap<String, Value>> = serde_json::from_str(golden).unwrap();
+        for case in &cases {
+            let text = case["text"].as_str().unwrap();
+            for family in ["llama-bpe", "qwen2", "gpt-2", "smollm"] {
+                let splitter: PreTokenizerWrapper =
+                    serde_json::from_value(Family::of(family).unwrap().pre_tokenizer).unwrap();
+                let mut split = PreTokenizedString::from(text);
+                splitter.pre_tokenize(&mut split).unwrap();
+                let pieces = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+                let found: Vec<&str> = pieces.iter().map(|(_, (start, end), _)| &text[*start..*end]).collect();
+                let found: Vec<&str> = found.into_iter().filter(|piece| !piece.is_empty()).collect();
+                assert_eq!(Value::from(found), case[family], "{family}: {text:?}");
+            }
+        }
+    }
+}
