@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use indicatif::ProgressBar;
 use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter, write_atomically};
 use l2d_eval::metric::Proportion;
-use l2d_eval::plot::{AccuracyPlot, Point, Series};
+use l2d_eval::plot::AccuracyPlot;
 use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::read_split;
 use l2d_eval::task::Turn;
@@ -116,25 +116,13 @@ fn series(args: &EvalArgs) -> &'static str {
 /// The report as JSON and markdown, the plot as SVG and PNG.
 fn write(folder: &Path, name: &str, report: &Report) -> Result<(), CliError> {
     let save = |extension: &str, bytes: &[u8]| {
-        write_atomically(&folder.join(format!("{name}.{extension}")), |out| std::io::Write::write_all(out, bytes))
+        write_atomically(&folder.join(format!("{name}.{extension}")), |out| out.write_all(bytes))
     };
     save("json", report.to_json()?.as_bytes())?;
     save("md", report.to_markdown().as_bytes())?;
-    let points = report.runs.iter().filter_map(|run| Some(point(run.steps, run.accuracy()?))).collect();
-    let plot = AccuracyPlot {
-        title: format!("{}: accuracy against diffusion steps", report.task.name),
-        series: vec![Series { label: report.runs.first().map_or_else(String::new, |run| run.series.clone()), points }],
-        references: Vec::new(),
-    };
-    let svg = plot.to_svg()?;
-    save("svg", svg.as_bytes())?;
-    save("png", &l2d_eval::plot::to_png(&svg, 2.0)?)?;
+    let title = format!("{}: accuracy against diffusion steps", report.task.name);
+    AccuracyPlot::from_runs(title, "accuracy, %", &report.runs).draw()?.save(&folder.join(name))?;
     Ok(())
-}
-
-/// A point of the plot.
-pub(crate) fn point(steps: usize, accuracy: Proportion) -> Point {
-    Point { steps, accuracy: accuracy.mean, standard_error: accuracy.standard_error }
 }
 
 /// The harness's progress as a bar.

@@ -15,8 +15,8 @@ use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter_bytes, sav
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
-use l2d_eval::metric::PairedDifference;
-use l2d_eval::plot::{AccuracyPlot, Reference, Series, to_png};
+use l2d_eval::metric::{PairedDifference, Proportion};
+use l2d_eval::plot::{AccuracyPlot, AccuracyPoint, ReferenceLine};
 use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference, markdown_table};
 use l2d_eval::rows::from_jsonl;
 use l2d_eval::tasks::Arithmetic;
@@ -32,7 +32,7 @@ use serde_json::json;
 
 use crate::args::QuickstartArgs;
 use crate::arithmetic::{Problem, Split, problems, write_jsonl};
-use crate::commands::eval::{Bar, point};
+use crate::commands::eval::Bar;
 use crate::error::CliError;
 use crate::generator::ModelGenerator;
 use crate::model::{Text, on_interrupt};
@@ -263,33 +263,22 @@ impl<B: Backend> Session<'_, B> {
 
     fn write(&self, evaluation: &Evaluation<'_>, runs: Vec<RunReport>) -> Result<(), CliError> {
         let folder = &self.args.out;
-        let base = |name: &str| runs.iter().find(|run| run.series == name).and_then(RunReport::accuracy);
-        let mut series: Vec<Series> = Vec::new();
-        for run in runs.iter().filter(|run| run.series.starts_with("L2D")) {
-            if series.last().is_none_or(|last| last.label != run.series) {
-                let start = base("base, sampled").map(|accuracy| point(1, accuracy));
-                series.push(Series { label: run.series.clone(), points: start.into_iter().collect() });
+        let diffused = runs.iter().filter(|run| run.series.starts_with("L2D"));
+        let mut plot = AccuracyPlot::from_runs("3-digit × 2-digit products", "right answers, %", diffused);
+        for run in runs.iter().filter(|run| !run.series.starts_with("L2D")) {
+            let Some(Proportion { mean: accuracy, standard_error, .. }) = run.accuracy() else { continue };
+            // With one evaluation every path is the plain LM: all curves start there.
+            if run.series == "base, sampled" {
+                for series in &mut plot.series {
+                    series.points.push(AccuracyPoint { steps: 1, accuracy, standard_error });
+                }
             }
-            if let (Some(last), Some(accuracy)) = (series.last_mut(), run.accuracy()) {
-                last.points.push(point(run.steps, accuracy));
-            }
+            plot.references.push(ReferenceLine { label: run.series.clone(), accuracy, standard_error });
         }
-        let references = runs
-            .iter()
-            .filter(|run| !run.series.starts_with("L2D"))
-            .filter_map(|run| Some(Reference { label: run.series.clone(), accuracy: run.accuracy()?.mean }))
-            .collect();
-        let plot = AccuracyPlot { title: "3-digit × 2-digit products".into(), series, references };
-        let svg = plot.to_svg()?;
+        plot.draw()?.save(&folder.join("quickstart"))?;
         let report = Report::new(TaskReport::new(evaluation, None), json!({ "name": "the embedded LM" }), runs);
-        let files: [(&str, Vec<u8>); 4] = [
-            ("quickstart.json", report.to_json()?.into_bytes()),
-            ("quickstart.md", report.to_markdown().into_bytes()),
-            ("quickstart.png", to_png(&svg, 2.0)?),
-            ("quickstart.svg", svg.into_bytes()),
-        ];
-        for (name, bytes) in &files {
-            write_atomically(&folder.join(name), |out| out.write_all(bytes))?;
+        for (name, text) in [("quickstart.json", report.to_json()?), ("quickstart.md", report.to_markdown())] {
+            write_atomically(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
         }
         println!("\nWrote the plot, {}, and the numbers beside it.", folder.join("quickstart.png").display());
         Ok(())
