@@ -1,0 +1,170 @@
+//! The one error type of this crate. Every variant names the file, row, column or text at fault.
+
+use std::path::{Path, PathBuf};
+
+/// An error of something handed in by the caller (the decoder, the tokenizer).
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What can go wrong between a data set and a report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading or writing a file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// No folder below the data folder holds the data set.
+    #[error("no data set {name} with split `{split}` in {dir}; looked for {looked_for}")]
+    DataSetNotFound {
+        /// The data set, `org/name/config`.
+        name: String,
+        /// The split wanted.
+        split: String,
+        /// The folder given.
+        dir: PathBuf,
+        /// Every place tried, as one list.
+        looked_for: String,
+    },
+    /// Some shards of a split are there and others are not.
+    #[error("{dir}: split `{split}` is incomplete: {reason}")]
+    Shards {
+        /// The data set's folder.
+        dir: PathBuf,
+        /// The split.
+        split: String,
+        /// Which shard is missing or doubled.
+        reason: String,
+    },
+    /// A parquet file is truncated, broken, or of a kind that is not read.
+    #[error("{path}: not a readable parquet file: {reason}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
+        reason: String,
+    },
+    /// A line of a jsonl file is no JSON object.
+    #[error("{path}: line {line}: {reason}")]
+    Jsonl {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What broke.
+        reason: String,
+    },
+    /// A row lacks a column the task reads.
+    #[error("{origin}: no column `{column}` (there is {found})")]
+    MissingColumn {
+        /// File and row.
+        origin: String,
+        /// The column.
+        column: String,
+        /// The columns there are.
+        found: String,
+    },
+    /// A column holds another type than the task reads.
+    #[error("{origin}: column `{column}` holds {found}, expected {expected}")]
+    ColumnType {
+        /// File and row.
+        origin: String,
+        /// The column.
+        column: String,
+        /// The type there.
+        found: &'static str,
+        /// The type expected.
+        expected: &'static str,
+    },
+    /// A split has fewer rows than there are shots.
+    #[error("{task}: {shots} shots wanted, the shots' split has only {found} rows")]
+    TooFewShots {
+        /// The task.
+        task: String,
+        /// Shots wanted.
+        shots: usize,
+        /// Rows there.
+        found: usize,
+    },
+    /// No row is left to evaluate.
+    #[error("{task}: no row left to evaluate ({reason})")]
+    NoRows {
+        /// The task.
+        task: String,
+        /// Where the rows went.
+        reason: String,
+    },
+    /// A task is not in the registry.
+    #[error("no task `{name}` (there is {known})")]
+    UnknownTask {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A setting is out of its range.
+    #[error("`{key}`: {reason}")]
+    Setting {
+        /// The setting.
+        key: &'static str,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// A line of the journal is broken, and not because writing was cut off.
+    #[error("{path}: line {line} is no record of this journal ({reason}); move the file away to start anew")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What broke.
+        reason: String,
+    },
+    /// Another process writes to the journal.
+    #[error("{path}: another evaluation is writing to this journal")]
+    JournalInUse {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// The decoder failed.
+    #[error("generating failed: {0}")]
+    Generator(#[source] BoxError),
+    /// The decoder returned another number of completions than there were requests.
+    #[error("the generator returned {found} completions for {expected} requests")]
+    CompletionCount {
+        /// Requests.
+        expected: usize,
+        /// Completions.
+        found: usize,
+    },
+    /// The prompt's length could not be found.
+    #[error("{origin}: rendering the prompt failed: {source}")]
+    Prompt {
+        /// File and row.
+        origin: String,
+        /// The tokenizer's or template's reason.
+        source: BoxError,
+    },
+    /// Two runs that are not over the same questions were compared.
+    #[error("the runs cannot be compared: {0}")]
+    NotPaired(String),
+    /// A chart could not be drawn.
+    #[error("plot: {0}")]
+    Plot(String),
+    /// A result could not be written as JSON.
+    #[error("result as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// This crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps an I/O error with the path it happened at.
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+}

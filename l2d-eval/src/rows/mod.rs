@@ -1,0 +1,169 @@
+//! Rows of a data set, whatever file they came from.
+
+mod jsonl;
+mod locate;
+mod parquet;
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+pub use jsonl::from_jsonl;
+pub use locate::{DataSet, Files, locate};
+
+use crate::error::{Error, Result};
+
+/// One row: named columns, and where it came from for error messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    columns: Map<String, Value>,
+    origin: String,
+}
+
+impl Row {
+    /// A row from its columns; `origin` (file and row) is what errors name.
+    pub fn new(columns: Map<String, Value>, origin: impl Into<String>) -> Self {
+        Self { columns, origin: origin.into() }
+    }
+
+    /// File and row number.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The columns in the file's order.
+    pub fn columns(&self) -> &Map<String, Value> {
+        &self.columns
+    }
+
+    /// A column that must be there.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`], which lists the columns there are.
+    pub fn get(&self, column: &str) -> Result<&Value> {
+        self.columns.get(column).ok_or_else(|| Error::MissingColumn {
+            origin: self.origin.clone(),
+            column: column.to_owned(),
+            found: list(self.columns.keys()),
+        })
+    }
+
+    /// A text column.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::ColumnType`].
+    pub fn text(&self, column: &str) -> Result<&str> {
+        match self.get(column)? {
+            Value::String(text) => Ok(text),
+            other => Err(self.wrong_type(column, other, "a string")),
+        }
+    }
+
+    /// A column of text, or of a number as its digits.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::ColumnType`].
+    pub fn text_or_number(&self, column: &str) -> Result<String> {
+        match self.get(column)? {
+            Value::String(text) => Ok(text.clone()),
+            Value::Number(number) => Ok(number.to_string()),
+            other => Err(self.wrong_type(column, other, "a string or a number")),
+        }
+    }
+
+    fn wrong_type(&self, column: &str, found: &Value, expected: &'static str) -> Error {
+        Error::ColumnType { origin: self.origin.clone(), column: column.to_owned(), found: type_name(found), expected }
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn list(names: impl Iterator<Item = impl std::fmt::Display>) -> String {
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// Which files a split was read from, for the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Provenance {
+    /// File names in reading order.
+    pub files: Vec<String>,
+    /// Rows read.
+    pub rows: usize,
+}
+
+/// Reads the first `limit` rows of a split (all for `None`) from wherever below `dir` the data set lies.
+///
+/// # Errors
+/// [`Error::DataSetNotFound`], [`Error::Shards`], or what is wrong with the file itself.
+pub fn read_split(dir: &Path, data_set: &DataSet, split: &str, limit: Option<usize>) -> Result<(Vec<Row>, Provenance)> {
+    let files = locate(dir, data_set, split)?;
+    let wanted = limit.unwrap_or(usize::MAX);
+    let mut rows = Vec::new();
+    let mut names = Vec::new();
+    for path in files.paths() {
+        if rows.len() >= wanted {
+            break;
+        }
+        read_into(path, wanted, &mut rows)?;
+        names.push(path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned());
+    }
+    let provenance = Provenance { files: names, rows: rows.len() };
+    Ok((rows, provenance))
+}
+
+/// Reads all rows of one `.parquet`, `.jsonl` or `.jsonl.gz` file.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn read_file(path: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    read_into(path, usize::MAX, &mut rows)?;
+    Ok(rows)
+}
+
+/// Appends rows of `path` until `rows` holds `wanted` of them.
+fn read_into(path: &Path, wanted: usize, rows: &mut Vec<Row>) -> Result<()> {
+    if path.extension().is_some_and(|extension| extension == "parquet") {
+        parquet::read_into(path, wanted, rows)
+    } else {
+        jsonl::read_into(path, wanted, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(value: Value) -> Row {
+        match value {
+            Value::Object(columns) => Row::new(columns, "test.jsonl: row 7"),
+            other => panic!("not an object: {other}"),
+        }
+    }
+
+    #[test]
+    fn a_missing_column_is_named_with_those_there() {
+        let error = row(json!({"question": "1+1?", "solution": "2"})).text("answer").unwrap_err();
+        assert_eq!(error.to_string(), "test.jsonl: row 7: no column `answer` (there is `question`, `solution`)");
+    }
+
+    #[test]
+    fn a_column_of_another_type_is_named() {
+        let error = row(json!({"answer": [1]})).text("answer").unwrap_err();
+        assert_eq!(error.to_string(), "test.jsonl: row 7: column `answer` holds a list, expected a string");
+        assert_eq!(row(json!({"answer": 12})).text_or_number("answer").unwrap(), "12");
+    }
+}

@@ -1,0 +1,38 @@
+//! The tasks, one file each.
+
+mod arithmetic;
+mod gsm8k;
+
+pub use arithmetic::{AnswerPlace, Arithmetic};
+pub use gsm8k::Gsm8k;
+
+use crate::error::{Error, Result};
+use crate::task::Task;
+
+/// Names of the tasks with a public data set, as `l2d eval --tasks` takes them.
+pub const NAMES: &[&str] = &["gsm8k"];
+
+/// A task by name, in its standard setting.
+///
+/// # Errors
+/// [`Error::UnknownTask`] with the names there are.
+pub fn by_name(name: &str) -> Result<Box<dyn Task>> {
+    match name {
+        "gsm8k" => Ok(Box::new(Gsm8k::default())),
+        _ => Err(Error::UnknownTask { name: name.to_owned(), known: NAMES.join(", ") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_gives_its_task() {
+        for name in NAMES {
+            assert_eq!(by_name(name).unwrap().name(), *name);
+        }
+        let error = by_name("gsm9k").err().unwrap();
+        assert_eq!(error.to_string(), "no task `gsm9k` (there is gsm8k)");
+    }
+}
