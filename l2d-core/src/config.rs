@@ -295,14 +295,10 @@ impl RawRopeScaling {
                         || Error::config(path, "rope_scaling.original_max_position_embeddings", "missing or zero"),
                     )?,
                 };
-                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling {
-                    if high_freq_factor <= low_freq_factor {
-                        return Err(Error::config(
-                            path,
-                            "rope_scaling.high_freq_factor",
-                            "must exceed low_freq_factor",
-                        ));
-                    }
+                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+                    && high_freq_factor <= low_freq_factor
+                {
+                    return Err(Error::config(path, "rope_scaling.high_freq_factor", "must exceed low_freq_factor"));
                 }
                 Ok(scaling)
             }

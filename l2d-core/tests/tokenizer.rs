@@ -144,14 +144,13 @@ fn a_missing_or_broken_file_is_named() {
 }
 
 #[test]
-fn long_runs_end_in_ids_or_an_error_not_in_a_panic() {
+fn long_runs_of_one_kind_are_encoded_in_time() {
     for pre_tokenizer in ["smollm", "llama-bpe", "qwen2", "gpt-2", "default"] {
         let tokenizer = tokenizer(pre_tokenizer);
         for text in [" ".repeat(100_000), "a".repeat(100_000), "\n \n".repeat(30_000), "!".repeat(100_000)] {
             let started = std::time::Instant::now();
-            if let Ok(ids) = tokenizer.encode(&text, false) {
-                assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
-            }
+            let ids = tokenizer.encode(&text, false).unwrap();
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
             assert!(started.elapsed().as_secs() < 20, "{pre_tokenizer}: {:?}", started.elapsed());
         }
     }

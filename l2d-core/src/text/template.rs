@@ -144,7 +144,7 @@ impl ChatTemplate {
         let fail = |reason: &str| Error::ChatTemplate(format!("cannot continue the final message: {reason}"));
         let mut marked = messages.to_vec();
         let last = marked.last_mut().ok_or_else(|| fail("there are no messages"))?;
-        let content = std::mem::replace(&mut last.content, String::new());
+        let content = std::mem::take(&mut last.content);
         last.content = format!("{content}{CONTINUE_MARK}");
         let mut rendered = self.render(&marked, Ending::Closed)?;
         let mark = rendered.rfind(CONTINUE_MARK.trim_end()).ok_or_else(|| fail("the template leaves it out"))?;
