@@ -1,7 +1,6 @@
 //! A finetuned or pretrained LM as a Hugging Face folder, wherever its base came from.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
@@ -60,7 +59,6 @@ pub(crate) fn config_json(config: &LmConfig, dtype: StoredDtype) -> Value {
         "torch_dtype": match dtype {
             StoredDtype::F32 => "float32",
             StoredDtype::F16 => "float16",
-            StoredDtype::Bf16 => "bfloat16",
         },
     });
     if let Some(bos) = config.bos_token_id {

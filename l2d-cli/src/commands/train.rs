@@ -1,7 +1,6 @@
 //! `l2d train`: finetune a diffusion path, or the LM itself.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
