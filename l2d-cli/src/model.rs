@@ -34,11 +34,7 @@ impl Text {
         stop_tokens.extend(&checkpoint.config.eos_token_ids);
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Self {
-            tokenizer: checkpoint.tokenizer.clone(),
-            template: checkpoint.template.clone(),
-            stop_tokens,
-        }
+        Self { tokenizer: checkpoint.tokenizer.clone(), template: checkpoint.template.clone(), stop_tokens }
     }
 
     /// A conversation as the prompt of the assistant's next turn.

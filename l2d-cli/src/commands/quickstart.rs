@@ -93,10 +93,8 @@ struct Session<'a, B: Backend> {
 impl<B: Backend> Session<'_, B> {
     /// Training examples, rendered as at inference.
     fn examples(&self) -> Result<Vec<Example>, CliError> {
-        let rows: Vec<_> = problems(Split::Train, TRAINING_PROBLEMS, self.args.seed)
-            .into_iter()
-            .map(Problem::conversation)
-            .collect();
+        let rows: Vec<_> =
+            problems(Split::Train, TRAINING_PROBLEMS, self.args.seed).into_iter().map(Problem::conversation).collect();
         Ok(Dataset::build(&rows, &self.text, &[], tiny::MAX_TOKENS)?.examples)
     }
 
@@ -108,7 +106,11 @@ impl<B: Backend> Session<'_, B> {
             "\nFinetuning a diffusion path of {} parameters beside it ({}). Watch the loss by diffusion time t: near t = 1 \
              the path is shown almost the answer, so it falls first; near t = 0 it stays the base's.",
             diffusion.parameter_counts(&self.lm.config).total(),
-            if self.args.long { "the whole recipe".to_string() } else { format!("about {} seconds", self.args.seconds) },
+            if self.args.long {
+                "the whole recipe".to_string()
+            } else {
+                format!("about {} seconds", self.args.seconds)
+            },
         );
         let mut objective = L2dObjective::<Autodiff<B>>::new(self.lm.clone());
         objective.timesteps = recipe.timesteps;
@@ -202,7 +204,9 @@ impl<B: Backend> Session<'_, B> {
         }
 
         println!("\n{}", markdown_table(&runs));
-        println!("One evaluation is the plain LM. ± is the standard error. Every token but the greedy row's is sampled untempered.");
+        println!(
+            "One evaluation is the plain LM. ± is the standard error. Every token but the greedy row's is sampled untempered."
+        );
         let best = adapters.last().map_or(live_name, |(series, _)| series);
         for (a, b) in [((best, 15), ("base, sampled", 1)), ((best, 31), (best, 3))] {
             if let (Some(first), Some(second)) = (kept.get(&a), kept.get(&b)) {
@@ -250,7 +254,8 @@ impl<B: Backend> Session<'_, B> {
             return;
         };
         println!("\nThree of the problems on which they differ ({series}, same seed):");
-        let differing = plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| a.completion.text != b.completion.text);
+        let differing =
+            plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| a.completion.text != b.completion.text);
         for (one, many) in differing.take(SHOWN) {
             let problem = held_out[one.row];
             println!("  {} (= {})", problem.question(), problem.answer());

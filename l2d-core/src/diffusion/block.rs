@@ -70,7 +70,7 @@ impl<B: Backend> DiffusionBlock<B> {
         keys: Tensor<B, 4>,
         values: Tensor<B, 4>,
     ) -> Tensor<B, 2> {
-        let queries = plan.rope.rotate(plan.split_heads(self.query.forward(u, &base.query), base.head_dim));
+        let queries = plan.query_rope.rotate(self.query.forward(u, &base.query));
         self.output.forward(attend(plan, queries, keys, values), &base.output)
     }
 

@@ -30,6 +30,23 @@ impl<B: Backend> ModulationHead<B> {
     pub fn forward(&self, tau: Tensor<B, 2>) -> Tensor<B, 2> {
         self.outer.forward(silu(self.inner.forward(tau)))
     }
+
+    /// [`ModulationHead::forward`] in `N` equal parts, `[rows, out / N]` each.
+    ///
+    /// Splits the last layer's weight and not its output: the gradient of a split output is `N` tensors of the whole
+    /// output's size, which cost more than the products.
+    pub fn forward_parts<const N: usize>(&self, tau: Tensor<B, 2>) -> [Tensor<B, 2>; N] {
+        let hidden = silu(self.inner.forward(tau));
+        let (weight, bias) = (self.outer.weight.val(), self.outer.bias.as_ref().map(|bias| bias.val()));
+        let width = weight.dims()[1] / N;
+        std::array::from_fn(|part| {
+            let y = hidden.clone().matmul(weight.clone().narrow(1, part * width, width));
+            match &bias {
+                Some(bias) => y + bias.clone().narrow(0, part * width, width).unsqueeze(),
+                None => y,
+            }
+        })
+    }
 }
 
 /// One block's six modulations, each `[rows, H]`, or `[1, H]` when all rows share `t` and class.
@@ -50,18 +67,11 @@ pub struct BlockModulation<B: Backend> {
 }
 
 impl<B: Backend> BlockModulation<B> {
-    /// Splits a head's output `[rows, 6 H]` in the method's order.
-    pub fn split(all: Tensor<B, 2>) -> Self {
-        let hidden = all.dims()[1] / 6;
-        let part = |i: usize| all.clone().narrow(1, i * hidden, hidden);
-        Self {
-            attention_scale: part(0),
-            attention_shift: part(1),
-            attention_gate: part(2),
-            mlp_scale: part(3),
-            mlp_shift: part(4),
-            mlp_gate: part(5),
-        }
+    /// What a block's head makes of `tau: [rows, c]`, in the method's order.
+    pub fn new(head: &ModulationHead<B>, tau: Tensor<B, 2>) -> Self {
+        let [attention_scale, attention_shift, attention_gate, mlp_scale, mlp_shift, mlp_gate] =
+            head.forward_parts(tau);
+        Self { attention_scale, attention_shift, attention_gate, mlp_scale, mlp_shift, mlp_gate }
     }
 
     fn map(&self, f: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>) -> Self {

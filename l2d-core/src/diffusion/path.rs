@@ -68,8 +68,7 @@ impl<B: Backend> DiffusionPath<B> {
     pub fn modulation(&self, timesteps: &[f32], classes: Option<&[usize]>) -> Modulation<B> {
         let tau = self.conditioning(timesteps, classes);
         let device = tau.device();
-        let blocks =
-            self.blocks.iter().map(|block| BlockModulation::split(block.modulation.forward(tau.clone()))).collect();
+        let blocks = self.blocks.iter().map(|block| BlockModulation::new(&block.modulation, tau.clone())).collect();
         let at_zero = self.timestep.forward(&[0.0]); // [1, c]
         let offset = match &self.classes {
             None => self.final_weight.forward(at_zero),

@@ -12,14 +12,16 @@ use crate::config::LmConfig;
 /// fixed position, by every evaluation of the diffusion path.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan<B: Backend> {
-    /// Rotary angles of the rows.
-    pub rope: RopeTable<B>,
-    /// Added to the scores: 0 where a row may look, hugely negative elsewhere. `[batch, 1, group * rows, slots]`, with
-    /// `group` the query heads of one key/value head; `None` when every row sees every slot.
-    bias: Option<Tensor<B, 4>>,
+    /// Rotation of the rows' queries.
+    pub query_rope: RopeTable<B>,
+    /// Rotation of the rows' keys, where they have any.
+    pub key_rope: RopeTable<B>,
+    /// Added to the scores: 0 where a row may look, hugely negative elsewhere. `[batch, 1, 1, rows, slots]`; `None` when
+    /// every row sees every slot.
+    bias: Option<Tensor<B, 5>>,
     batch: usize,
     rows: usize,
-    group: usize,
+    head_dim: usize,
 }
 
 impl<B: Backend> AttentionPlan<B> {
@@ -36,7 +38,6 @@ impl<B: Backend> AttentionPlan<B> {
         dtype: DType,
     ) -> Self {
         let (batch, rows) = (slots.len(), slots.first().map_or(0, Vec::len));
-        let group = config.num_heads / config.num_kv_heads;
         let positions: Vec<Vec<usize>> = slots
             .iter()
             .zip(padding)
@@ -45,20 +46,22 @@ impl<B: Backend> AttentionPlan<B> {
         let sees_all = padding.iter().all(|&pad| pad == 0) && slots.iter().flatten().all(|&slot| slot + 1 == cached);
         let bias = (!sees_all).then(|| {
             let hidden = if dtype == DType::F16 { -6e4 } else { -1e30 };
-            let mut values = Vec::with_capacity(batch * group * rows * cached);
+            let mut values = Vec::with_capacity(batch * rows * cached);
             for (slots, &pad) in slots.iter().zip(padding) {
-                for _ in 0..group {
-                    for &slot in slots {
-                        values.extend((0..cached).map(|key| if key >= pad && key <= slot { 0f32 } else { hidden }));
-                    }
+                for &slot in slots {
+                    values.extend((0..cached).map(|key| if key >= pad && key <= slot { 0f32 } else { hidden }));
                 }
             }
-            Tensor::<B, 4>::from_data(TensorData::new(values, [batch, 1, group * rows, cached]), device).cast(dtype)
+            Tensor::<B, 5>::from_data(TensorData::new(values, [batch, 1, 1, rows, cached]), device).cast(dtype)
         });
-        let mut table = rope.table(&positions, device);
-        table.cos = table.cos.cast(dtype);
-        table.sin = table.sin.cast(dtype);
-        Self { rope: table, bias, batch, rows, group }
+        Self {
+            query_rope: rope.table(&positions, config.num_heads, device).cast(dtype),
+            key_rope: rope.table(&positions, config.num_kv_heads, device).cast(dtype),
+            bias,
+            batch,
+            rows,
+            head_dim: config.head_dim,
+        }
     }
 
     /// The next `new` slots of a cache.
@@ -74,10 +77,10 @@ impl<B: Backend> AttentionPlan<B> {
         Self::new(config, rope, cache.padding(), &slots, cache.len() + new, device, dtype)
     }
 
-    /// Splits `x: [batch * rows, heads * head_dim]` into heads, `[batch, heads, rows, head_dim]`.
-    pub fn split_heads(&self, x: Tensor<B, 2>, head_dim: usize) -> Tensor<B, 4> {
-        let heads = x.dims()[1] / head_dim;
-        x.reshape([self.batch, self.rows, heads, head_dim]).swap_dims(1, 2)
+    /// Keys or values `[batch * rows, kv_heads * head_dim]` as `[batch, kv_heads, rows, head_dim]`.
+    pub fn split_heads(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+        let heads = x.dims()[1] / self.head_dim;
+        x.reshape([self.batch, self.rows, heads, self.head_dim]).swap_dims(1, 2)
     }
 
     /// Number of sequences.
@@ -91,27 +94,32 @@ impl<B: Backend> AttentionPlan<B> {
     }
 }
 
-/// `softmax(Q K^T / sqrt(head_dim)) V` for rotated queries `[batch, heads, rows, head_dim]` over keys and values
+/// `softmax(Q K^T / sqrt(head_dim)) V` for rotated queries `[batch * rows, heads * head_dim]` over keys and values
 /// `[batch, kv_heads, slots, head_dim]`; returns `[batch * rows, heads * head_dim]`.
 ///
-/// The query heads of one key/value head are stacked as extra rows, so keys and values are never repeated.
+/// Keys and values are never repeated. The query heads of one key/value head are a broadcast axis where there are many
+/// rows; where there is one row each they are rows of one product, so that keys and values are read once.
 pub fn attend<B: Backend>(
     plan: &AttentionPlan<B>,
-    queries: Tensor<B, 4>,
+    queries: Tensor<B, 2>,
     keys: Tensor<B, 4>,
     values: Tensor<B, 4>,
 ) -> Tensor<B, 2> {
-    let [batch, heads, rows, head_dim] = queries.dims();
-    let kv_heads = heads / plan.group;
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let queries = (queries * scale).reshape([batch, kv_heads, plan.group * rows, head_dim]);
-    let mut scores = queries.matmul(keys.swap_dims(2, 3)); // [batch, kv_heads, group * rows, slots]
+    let ([_, width], [_, kv_heads, _, head_dim]) = (queries.dims(), keys.dims());
+    let (batch, rows, group) = (plan.batch, plan.rows, width / head_dim / kv_heads);
+    let queries = queries * (1.0 / (head_dim as f64).sqrt());
+    let queries = if rows == 1 {
+        queries.reshape([batch, kv_heads, 1, group, head_dim])
+    } else {
+        // [batch, kv_heads, group, rows, head_dim]
+        queries.reshape([batch, rows, kv_heads, group, head_dim]).permute([0, 2, 3, 1, 4])
+    };
+    let mut scores = queries.matmul(keys.swap_dims(2, 3).unsqueeze_dim(2)); // [batch, kv_heads, group, rows, slots]
     if let Some(bias) = &plan.bias {
+        // With one row, `group` stands in the place of `rows`: the bias broadcasts over it.
         scores = scores + bias.clone();
     }
-    let mixed = softmax(scores, 3).matmul(values); // [batch, kv_heads, group * rows, head_dim]
-    mixed
-        .reshape([batch, heads, rows, head_dim])
-        .swap_dims(1, 2) // [batch, rows, heads, head_dim]
-        .reshape([batch * rows, heads * head_dim])
+    let mixed = softmax(scores, 4).matmul(values.unsqueeze_dim(2)); // [batch, kv_heads, group, rows, head_dim]
+    let mixed = if rows == 1 { mixed } else { mixed.permute([0, 3, 1, 2, 4]) };
+    mixed.reshape([batch * rows, width])
 }

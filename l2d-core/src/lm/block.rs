@@ -27,8 +27,6 @@ pub struct Block<B: Backend> {
     pub mlp_norm: RmsNorm<B>,
     /// The gated MLP.
     pub mlp: Mlp<B>,
-    /// Size of one head.
-    pub head_dim: usize,
 }
 
 impl<B: Backend> Block<B> {
@@ -41,9 +39,9 @@ impl<B: Backend> Block<B> {
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
         let u = self.attention_norm.forward(x.clone());
-        let queries = plan.rope.rotate(plan.split_heads(self.query.forward(u.clone()), self.head_dim));
-        let keys = plan.rope.rotate(plan.split_heads(self.key.forward(u.clone()), self.head_dim));
-        let values = plan.split_heads(self.value.forward(u), self.head_dim);
+        let queries = plan.query_rope.rotate(self.query.forward(u.clone()));
+        let keys = plan.split_heads(plan.key_rope.rotate(self.key.forward(u.clone())));
+        let values = plan.split_heads(self.value.forward(u));
         let (keys, values) = cache.append(layer, keys, values);
         let x = x + self.output.forward(attend(plan, queries, keys, values));
         let u = self.mlp_norm.forward(x.clone());

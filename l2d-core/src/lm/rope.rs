@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::config::{LmConfig, RopeScaling};
 
@@ -40,13 +40,30 @@ impl Rope {
         Self { inv_freq }
     }
 
-    /// Cosines and sines at the given positions, row-major `[batch, rows]`.
-    pub fn table<B: Backend>(&self, positions: &[Vec<usize>], device: &B::Device) -> RopeTable<B> {
-        let (batch, rows, half) = (positions.len(), positions.first().map_or(0, Vec::len), self.inv_freq.len());
-        let angles = positions.iter().flatten().flat_map(|&p| self.inv_freq.iter().map(move |f| p as f32 * f));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
-        let tensor = |values| Tensor::from_data(TensorData::new(values, [batch, 1, rows, half]), device);
-        RopeTable { cos: tensor(cos), sin: tensor(sin) }
+    /// The rotation of `heads` heads at the given positions, row-major `[batch][rows]`.
+    pub fn table<B: Backend>(&self, positions: &[Vec<usize>], heads: usize, device: &B::Device) -> RopeTable<B> {
+        let half = self.inv_freq.len();
+        let (size, rows) = (2 * half, positions.iter().map(Vec::len).sum());
+        let (mut cos, mut sin) = (Vec::with_capacity(rows * heads * size), Vec::with_capacity(rows * heads * size));
+        for &position in positions.iter().flatten() {
+            let (cosines, sines): (Vec<f32>, Vec<f32>) =
+                self.inv_freq.iter().map(|f| (position as f32 * f).sin_cos()).map(|(sin, cos)| (cos, sin)).unzip();
+            for _ in 0..2 * heads {
+                cos.extend_from_slice(&cosines);
+                sin.extend_from_slice(&sines);
+            }
+        }
+        let mut swap = vec![0f32; size * size];
+        for i in 0..half {
+            swap[(half + i) * size + i] = -1.0;
+            swap[i * size + half + i] = 1.0;
+        }
+        let tensor = |values, shape| Tensor::from_data(TensorData::new(values, shape), device);
+        RopeTable {
+            cos: tensor(cos, [rows, heads * size]),
+            sin: tensor(sin, [rows, heads * size]),
+            swap: tensor(swap, [size, size]),
+        }
     }
 }
 
@@ -64,24 +81,31 @@ fn llama3_frequency(freq: f64, factor: f64, low: f64, high: f64, original: f64) 
     }
 }
 
-/// Rotation angles of a set of rows.
+/// The rotation of a set of rows.
+///
+/// `(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)` is `x * cos + (x S) * sin` with `S` the matrix that swaps the halves of a
+/// head and negates the second: all three products run over contiguous memory, which slices of halves do not, and
+/// multiplying by 0 and 1 rounds nothing.
 #[derive(Debug, Clone)]
 pub struct RopeTable<B: Backend> {
-    /// `[batch, 1, rows, head_dim / 2]`.
-    pub cos: Tensor<B, 4>,
-    /// `[batch, 1, rows, head_dim / 2]`.
-    pub sin: Tensor<B, 4>,
+    /// `[rows, heads * head_dim]`.
+    pub cos: Tensor<B, 2>,
+    /// `[rows, heads * head_dim]`.
+    pub sin: Tensor<B, 2>,
+    /// `S`, `[head_dim, head_dim]`.
+    swap: Tensor<B, 2>,
 }
 
 impl<B: Backend> RopeTable<B> {
-    /// Rotates `x: [batch, heads, rows, head_dim]`, same shape out.
-    pub fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let half = x.dims()[3] / 2;
-        let low = x.clone().narrow(3, 0, half);
-        let high = x.narrow(3, half, half);
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();
-        let rotated_high = high * cos + low * sin;
-        Tensor::cat(vec![rotated_low, rotated_high], 3)
+    /// Rotates `x: [rows, heads * head_dim]`, same shape out.
+    pub fn rotate(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let ([rows, width], [size, _]) = (x.dims(), self.swap.dims());
+        let swapped = x.clone().reshape([rows * width / size, size]).matmul(self.swap.clone()).reshape([rows, width]);
+        x * self.cos.clone() + swapped * self.sin.clone()
+    }
+
+    /// The same rotation in another number format.
+    pub fn cast(self, dtype: DType) -> Self {
+        Self { cos: self.cos.cast(dtype), sin: self.sin.cast(dtype), swap: self.swap.cast(dtype) }
     }
 }

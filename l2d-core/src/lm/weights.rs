@@ -61,7 +61,6 @@ impl<B: Backend> Lm<B> {
                         up: loader.linear(&format!("{mlp}.up_proj"), hidden, config.intermediate_size, false)?,
                         down: loader.linear(&format!("{mlp}.down_proj"), config.intermediate_size, hidden, false)?,
                     },
-                    head_dim: config.head_dim,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
@@ -113,7 +112,6 @@ impl<B: Backend> Lm<B> {
                     up: linear(hidden, config.intermediate_size, false, STD),
                     down: linear(config.intermediate_size, hidden, false, residual_std),
                 },
-                head_dim: config.head_dim,
             })
             .collect();
         let head = (!config.tie_word_embeddings).then(|| linear(hidden, config.vocab_size, false, STD));

@@ -1,0 +1,265 @@
+//! The binary as a person meets it: what goes to stdout, what a wrong request says, and with which exit code.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny")
+}
+
+fn l2d() -> Command {
+    let mut command = Command::cargo_bin("l2d").expect("built");
+    command.env_remove("RUST_LOG").timeout(std::time::Duration::from_secs(300));
+    command
+}
+
+fn generate(model: &Path) -> Command {
+    let mut command = l2d();
+    command.arg("generate").arg("--model").arg(model);
+    command
+}
+
+/// A copy of the embedded model's folder, to be damaged.
+fn copy_of_tiny() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in
+        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    {
+        std::fs::copy(tiny().join(name), folder.path().join(name)).expect("copied");
+    }
+    folder
+}
+
+fn edit_json(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let mut json = serde_json::from_slice(&std::fs::read(path).expect("read")).expect("json");
+    edit(&mut json);
+    std::fs::write(path, json.to_string()).expect("written");
+}
+
+/// A jsonl file of a few problems of the embedded model's kind.
+fn data(folder: &Path) -> PathBuf {
+    let path = folder.join("data.jsonl");
+    let rows: String = (0..12)
+        .map(|i| {
+            let (a, b) = (100 + 7 * i, 11 + i);
+            format!("{{\"question\":\"{a}*{b}\",\"answer\":\"{a}*{b}={}\"}}\n", a * b)
+        })
+        .collect();
+    std::fs::write(&path, rows).expect("written");
+    path
+}
+
+fn train(model: &Path, data: &Path, out: &Path) -> Command {
+    let mut command = l2d();
+    command.arg("train").arg("--model").arg(model).arg("--data").arg(data).arg("--out").arg(out);
+    command.args([
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--set",
+        "diffusion.dim=8",
+        "--set",
+        "diffusion.conditioning=8",
+    ]);
+    command.args(["--set", "diffusion.time_features=8", "--set", "diffusion.variant={kind=\"lora\",rank=2,alpha=2.0}"]);
+    command
+}
+
+#[test]
+fn the_answer_alone_goes_to_stdout_and_a_seed_repeats_it() {
+    let run = |seed: &str| {
+        let output = generate(&tiny()).args(["--seed", seed, "--temperature", "1", "345*67"]).output().expect("ran");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("tokens/s"));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let answer = run("1");
+    assert!(answer.starts_with("345*7=2415, 345*60=20700"), "{answer}");
+    assert_eq!(answer, run("1"));
+}
+
+#[test]
+fn the_shipped_adapter_decodes_in_steps_and_fits_its_base() {
+    let adapter = tiny().join("adapter.safetensors");
+    let mut command = generate(&tiny());
+    command.arg("--adapter").arg(&adapter).args(["--steps", "7", "345*67"]);
+    command.assert().success().stdout(contains("345*7=2415")).stderr(contains("7 evaluations"));
+    l2d().arg("inspect").arg(tiny()).arg(&adapter).assert().success().stdout(
+        contains("base language model").and(contains("L2D adapter")).and(contains("fits")).and(contains("1,624,512")),
+    );
+}
+
+#[test]
+fn steps_without_an_adapter_and_budgets_no_solver_meets_are_explained() {
+    generate(&tiny()).args(["--steps", "15", "x"]).assert().code(2).stderr(contains("--adapter"));
+    let mut even = generate(&tiny());
+    even.arg("--adapter").arg(tiny().join("adapter.safetensors")).args(["--steps", "4", "x"]);
+    even.assert().failure().stderr(contains("3").and(contains("5")));
+    generate(&tiny()).args(["--top-p", "2", "x"]).assert().failure().stderr(contains("top_p"));
+}
+
+#[test]
+fn a_backend_that_is_not_compiled_in_names_the_feature() {
+    if cfg!(feature = "metal") {
+        return;
+    }
+    generate(&tiny()).args(["--backend", "metal", "x"]).assert().code(2).stderr(contains("--features metal"));
+}
+
+#[test]
+fn missing_truncated_and_foreign_models_are_named() {
+    generate(Path::new("no/such/model")).arg("x").assert().code(1).stderr(contains("no/such/model"));
+
+    let folder = copy_of_tiny();
+    let weights = folder.path().join("model.safetensors");
+    let whole = std::fs::read(&weights).expect("read");
+    std::fs::write(&weights, &whole[..whole.len() / 2]).expect("written");
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("model.safetensors"));
+
+    let gguf = folder.path().join("x.gguf");
+    std::fs::write(&gguf, b"JUNKJUNKJUNKJUNK").expect("written");
+    generate(&gguf).arg("x").assert().code(1).stderr(contains("GGUF").and(contains("x.gguf")));
+}
+
+#[test]
+fn a_config_that_does_not_match_its_weights_is_named_by_tensor() {
+    let folder = copy_of_tiny();
+    edit_json(&folder.path().join("config.json"), |config| config["intermediate_size"] = 500.into());
+    let failed = generate(folder.path()).arg("x").assert().code(1);
+    failed.stderr(contains("mlp.gate_proj.weight").and(contains("[512, 192]")).and(contains("hint:")));
+
+    let folder = copy_of_tiny();
+    edit_json(&folder.path().join("config.json"), |config| config["num_hidden_layers"] = 3.into());
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("model.layers.3"));
+    edit_json(&folder.path().join("config.json"), |config| config["num_hidden_layers"] = 5.into());
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("is missing"));
+    edit_json(&folder.path().join("config.json"), |config| config["model_type"] = "mamba".into());
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("mamba").and(contains("llama, qwen2")));
+}
+
+#[test]
+fn templates_and_tokenizers_that_do_not_fit_are_explained() {
+    let folder = copy_of_tiny();
+    let path = folder.path().join("tokenizer_config.json");
+    edit_json(&path, |config| config["chat_template"] = "{{ raise_exception('only poems') }}".into());
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("only poems").and(contains("--raw")));
+    generate(folder.path()).args(["--raw", "--max-tokens", "2", "x"]).assert().success();
+    edit_json(&path, |config| config["chat_template"] = "<|nosuch|>{{ messages[0].content }}".into());
+    generate(folder.path()).arg("x").assert().code(1).stderr(contains("<|nosuch|>"));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_says_both_lengths() {
+    let long = "1".repeat(400);
+    let failed = generate(&tiny()).arg(long).assert().code(1);
+    failed.stderr(contains("context holds 256").and(contains("shorten the prompt")));
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let folder = copy_of_tiny();
+    edit_json(&folder.path().join("config.json"), |config| config["rope_theta"] = 20000.0.into());
+    let mut command = generate(folder.path());
+    command.arg("--adapter").arg(tiny().join("adapter.safetensors")).arg("x");
+    command.assert().code(1).stderr(contains("another base").and(contains("l2d inspect")));
+}
+
+#[test]
+fn training_writes_a_run_that_generates_and_resumes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, out) = (data(folder.path()), folder.path().join("run"));
+    train(&tiny(), &data, &out).assert().success().stderr(contains("12 examples").and(contains("wrote")));
+    for name in ["adapter.safetensors", "config.toml", "metrics.jsonl", "checkpoints/step-00000003/state.json"] {
+        assert!(out.join(name).exists(), "{name}");
+    }
+    generate(&tiny())
+        .arg("--adapter")
+        .arg(out.join("adapter.safetensors"))
+        .args(["--steps", "3", "123*45"])
+        .assert()
+        .success();
+    train(&tiny(), &data, &out).assert().code(1).stderr(contains("--resume"));
+    train(&tiny(), &data, &out).arg("--resume").assert().success();
+}
+
+#[test]
+fn the_lm_itself_can_be_trained_and_is_written_as_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(folder.path());
+    for (objective, extra) in [("full", "--from-scratch"), ("lora", "--f16")] {
+        let out = folder.path().join(objective);
+        train(&tiny(), &data, &out).args(["--objective", objective, extra]).assert().success();
+        l2d().arg("inspect").arg(out.join("model")).assert().success().stdout(contains("1,624,512"));
+        generate(&out.join("model")).args(["--max-tokens", "4", "123*45"]).assert().success();
+    }
+    let out = folder.path().join("x");
+    train(&tiny(), &data, &out).arg("--from-scratch").assert().code(2).stderr(contains("--objective full"));
+}
+
+#[test]
+fn bad_training_data_and_settings_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = data(folder.path());
+    let out = folder.path().join("run");
+    let broken = folder.path().join("broken.jsonl");
+    std::fs::write(&broken, "{\"question\":\"1\",\"answer\":\"2\"}\n{\"question\":\n").expect("written");
+    train(&tiny(), &broken, &out).assert().code(1).stderr(contains("broken.jsonl, row 2"));
+    train(&tiny(), &folder.path().join("absent.jsonl"), &out).assert().code(1).stderr(contains("absent.jsonl"));
+    train(&tiny(), &good, &out).args(["--max-tokens", "5"]).assert().code(1).stderr(contains("12 examples are longer"));
+    train(&tiny(), &good, &out).args(["--set", "colour=1"]).assert().code(2).stderr(contains("colour"));
+    let config = folder.path().join("c.toml");
+    std::fs::write(&config, "learnin_rate = 1.0\n").expect("written");
+    train(&tiny(), &good, &out).arg("--config").arg(&config).assert().code(2).stderr(contains("learnin_rate"));
+    train(&tiny(), &good, &out).args(["--learning-rate", "-1"]).assert().failure();
+    train(&tiny(), &good, &good).assert().code(1).stderr(contains("data.jsonl"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = data(folder.path());
+    let out = folder.path().join("run");
+    let mut command = train(&tiny(), &data, &out);
+    command.args([
+        "--learning-rate",
+        "1e30",
+        "--set",
+        "warmup_steps=0",
+        "--set",
+        "clip_norm=0",
+        "--set",
+        "checkpoint_every=1",
+    ]);
+    command.args(["--objective", "full", "--set", "steps=20", "--steps", "20"]);
+    command.assert().code(1).stderr(contains("last good checkpoint").and(contains("step-")));
+}
+
+#[test]
+fn evaluation_reports_missing_data_and_unknown_tasks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let eval = |task: &str| {
+        let mut command = l2d();
+        command.arg("eval").arg("--model").arg(tiny()).args(["--tasks", task, "--steps", "1"]);
+        command.arg("--data").arg(folder.path()).arg("--out").arg(folder.path().join("out"));
+        command
+    };
+    eval("nosuchtask").assert().failure().stderr(contains("gsm8k"));
+    eval("gsm8k").assert().failure().stderr(contains("gsm8k").and(contains("test")));
+}
+
+#[test]
+fn help_names_every_command() {
+    let help = l2d().arg("--help").assert().success();
+    help.stdout(
+        contains("quickstart")
+            .and(contains("train"))
+            .and(contains("generate"))
+            .and(contains("chat"))
+            .and(contains("eval"))
+            .and(contains("inspect")),
+    );
+}
