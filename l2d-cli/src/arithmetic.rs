@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use l2d_train::data::{Conversation, Turn};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -35,11 +36,13 @@ impl Problem {
     pub(crate) fn solution(self) -> String {
         let (tens, units) = (self.right / 10 * 10, self.right % 10);
         let (by_units, by_tens) = (self.left * units, self.left * tens);
-        format!(
-            "{0}*{units}={by_units}, {0}*{tens}={by_tens}, {by_units}+{by_tens}={1}",
-            self.left,
-            self.answer()
-        )
+        format!("{0}*{units}={by_units}, {0}*{tens}={by_tens}, {by_units}+{by_tens}={1}", self.left, self.answer())
+    }
+
+    /// Question and solution as a training row.
+    pub(crate) fn conversation(self) -> Conversation {
+        let turns = vec![Turn::new("user", self.question()), Turn::new("assistant", self.solution())];
+        Conversation { turns, class: None }
     }
 
     /// The product.

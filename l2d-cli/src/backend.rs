@@ -102,3 +102,15 @@ macro_rules! with_backend {
     }};
 }
 pub(crate) use with_backend;
+
+/// The fingerprint of a base model, read on whichever backend is compiled in.
+pub(crate) fn fingerprint(
+    model: &std::path::Path,
+    config: &l2d_core::config::LmConfig,
+) -> Result<l2d_core::checkpoint::BaseFingerprint, crate::error::CliError> {
+    with_backend!(BackendKind::default_kind(), B => {
+        let (_, source) = l2d_core::checkpoint::open_weights(model)?;
+        let lm = l2d_core::lm::Lm::<B>::load(config, source.as_ref(), &Default::default())?;
+        Ok(l2d_core::checkpoint::BaseFingerprint::of(&lm))
+    })
+}

@@ -11,6 +11,15 @@ pub(crate) enum CliError {
     /// The model, its files, its text.
     #[error(transparent)]
     Core(#[from] l2d_core::Error),
+    /// Learning.
+    #[error(transparent)]
+    Train(l2d_train::TrainError),
+    /// Decoding.
+    #[error(transparent)]
+    Infer(l2d_infer::Error),
+    /// Scoring.
+    #[error(transparent)]
+    Eval(#[from] l2d_eval::Error),
     /// A file of the command's own.
     #[error("{path}: {source}")]
     Io {
@@ -24,6 +33,24 @@ pub(crate) enum CliError {
     Interrupted,
 }
 
+impl From<l2d_train::TrainError> for CliError {
+    fn from(error: l2d_train::TrainError) -> Self {
+        match error {
+            l2d_train::TrainError::Core(core) => Self::Core(core),
+            other => Self::Train(other),
+        }
+    }
+}
+
+impl From<l2d_infer::Error> for CliError {
+    fn from(error: l2d_infer::Error) -> Self {
+        match error {
+            l2d_infer::Error::Core(core) => Self::Core(core),
+            other => Self::Infer(other),
+        }
+    }
+}
+
 impl CliError {
     /// An I/O failure at a path.
     pub(crate) fn io(path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
@@ -35,10 +62,12 @@ impl CliError {
         use l2d_core::Error;
         let Self::Core(error) = self else { return None };
         match error {
-            Error::AdapterMismatch { .. } => Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)"),
-            Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => {
-                Some("the weights do not belong to this config.json, or the download is incomplete; fetch the model again")
+            Error::AdapterMismatch { .. } => {
+                Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)")
             }
+            Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => Some(
+                "the weights do not belong to this config.json, or the download is incomplete; fetch the model again",
+            ),
             Error::ContextOverflow { .. } => Some("shorten the prompt, or ask for fewer tokens with --max-tokens"),
             Error::ChatTemplate(_) => Some("feed the prompt as it is with --raw, or use a model with a chat template"),
             _ => None,

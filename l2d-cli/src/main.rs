@@ -1,2 +1,59 @@
-//! The command `l2d`.
-fn main() {}
+//! The command `l2d`. This file is the table of contents: parse, set up logging, run one command, report.
+
+mod args;
+mod arithmetic;
+mod backend;
+mod commands;
+mod error;
+mod export;
+mod generator;
+mod model;
+mod progress;
+mod tiny;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::backend::{BackendKind, with_backend};
+use crate::error::CliError;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    set_up_logging(cli.verbose);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
+            }
+            error.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    let backend = cli.backend.unwrap_or_else(BackendKind::default_kind);
+    match cli.command {
+        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args)),
+        Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args)),
+        Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args)),
+        Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args)),
+        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args)),
+        Command::Inspect(args) => commands::inspect::run(&args),
+    }
+}
+
+/// Logs go to stderr, so that stdout is the answer alone. `RUST_LOG` overrides -v.
+fn set_up_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "l2d=info,l2d_core=info,l2d_train=info,l2d_infer=info,l2d_eval=info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

@@ -138,8 +138,9 @@ pub struct RawLmConfig {
 #[serde(default)]
 pub struct RawRopeScaling {
     /// `llama3` or `default`.
-    #[serde(alias = "type")]
     pub rope_type: Option<String>,
+    /// The older name of `rope_type`; some configs carry both.
+    pub r#type: Option<String>,
     /// See [`RopeScaling::Llama3`].
     pub factor: Option<f64>,
     /// See [`RopeScaling::Llama3`].
@@ -283,7 +284,7 @@ impl RawRopeScaling {
                 Err(Error::config(path, format!("rope_scaling.{key}"), format!("{other:?} is not a positive number")))
             }
         };
-        match self.rope_type.as_deref() {
+        match self.rope_type.as_deref().or(self.r#type.as_deref()) {
             None | Some("default") => Ok(RopeScaling::None),
             Some("llama3") => {
                 let scaling = RopeScaling::Llama3 {
@@ -294,14 +295,10 @@ impl RawRopeScaling {
                         || Error::config(path, "rope_scaling.original_max_position_embeddings", "missing or zero"),
                     )?,
                 };
-                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling {
-                    if high_freq_factor <= low_freq_factor {
-                        return Err(Error::config(
-                            path,
-                            "rope_scaling.high_freq_factor",
-                            "must exceed low_freq_factor",
-                        ));
-                    }
+                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+                    && high_freq_factor <= low_freq_factor
+                {
+                    return Err(Error::config(path, "rope_scaling.high_freq_factor", "must exceed low_freq_factor"));
                 }
                 Ok(scaling)
             }

@@ -153,7 +153,7 @@ proptest! {
         let row = tokens(&lm, 1, 6, seed).remove(0);
         let other = tokens(&lm, 1, 6 + pad, seed + 1).remove(0);
         let mut alone = lm.new_cache(vec![0], 6);
-        let single = host_values(lm.logits(lm.forward(&[row.clone()], &mut alone)));
+        let single = host_values(lm.logits(lm.forward(std::slice::from_ref(&row), &mut alone)));
         let padded: Vec<u32> = std::iter::repeat_n(0, pad).chain(row).collect();
         let mut cache = lm.new_cache(vec![pad, 0], 6 + pad);
         let both = host_values(lm.logits(lm.forward(&[padded, other], &mut cache)));

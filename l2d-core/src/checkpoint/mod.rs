@@ -3,10 +3,16 @@
 
 mod adapter;
 mod atomic;
+mod gguf;
+mod open;
+mod safetensors;
 mod source;
 mod tensor_file;
 
 pub use adapter::{AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter};
 pub use atomic::write_atomically;
+pub use gguf::GgufSource;
+pub use open::{Checkpoint, EmbeddedCheckpoint, GenerationDefaults, open_weights};
+pub use safetensors::SafetensorsSource;
 pub use source::TensorSource;
 pub use tensor_file::{StoredDtype, TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};

@@ -10,6 +10,8 @@ use crate::init;
 use crate::lm::{Linear, Lora};
 
 /// A low-rank correction of the base's layer, or a layer of its own.
+// Five of these per block, all of one kind: the padding of the smaller kind is bytes beside its megabytes of weights.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AdaptedLinear<B: Backend> {
     /// `base(x) + (alpha / r) (x A) B`.

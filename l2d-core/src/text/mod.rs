@@ -1,1 +1,11 @@
 //! Tokens and prompts.
+
+mod bpe;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use bpe::{BpeVocabulary, TokenKind};
+pub use stream::StreamDecoder;
+pub use template::{ChatTemplate, Ending, Message, TemplateTokens};
+pub use tokenizer::TextTokenizer;

@@ -1,0 +1,356 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::backend::BackendKind;
+
+/// Large language models to diffusion finetuning: train a small diffusion path beside a frozen language model, then decode
+/// each token in as many diffusion steps as you want to pay for.
+#[derive(Debug, Parser)]
+#[command(name = "l2d", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Where to compute [default: the first one compiled in, the CPU before the GPUs].
+    #[arg(long, global = true, value_enum, help_heading = "Global options")]
+    pub(crate) backend: Option<BackendKind>,
+
+    /// Log more to stderr: -v for information, -vv for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch an embedded model learn to think in more steps: about four minutes, needs nothing.
+    Quickstart(QuickstartArgs),
+    /// Finetune a diffusion path (or, with --objective, the model itself).
+    Train(TrainArgs),
+    /// Continue one prompt; the answer alone goes to stdout.
+    Generate(GenerateArgs),
+    /// Talk to a model.
+    Chat(ChatArgs),
+    /// Score a model on a benchmark at several numbers of diffusion steps.
+    Eval(EvalArgs),
+    /// Say what a file or folder is: a model, an adapter, and whether the two fit.
+    Inspect(InspectArgs),
+}
+
+/// The model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// A Hugging Face folder or a .gguf file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+
+    /// The trained diffusion path; without it the model is the plain LM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: Option<PathBuf>,
+}
+
+/// How tokens are diffused and drawn.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DecodeArgs {
+    /// Guess of the next embedding along the diffusion.
+    #[arg(long, value_enum, default_value_t = VelocityKind::Sampled, help_heading = "Diffusion")]
+    pub(crate) velocity: VelocityKind,
+
+    /// Solver of the diffusion.
+    #[arg(long, value_enum, default_value_t = SolverKind::Midpoint, help_heading = "Diffusion")]
+    pub(crate) solver: SolverKind,
+
+    /// Temperature of the guess along the diffusion; 0 = arg-max.
+    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Diffusion")]
+    pub(crate) velocity_temperature: f64,
+
+    /// Let the guess cool down as (1 - t/END)^POWER instead: POWER,END.
+    #[arg(long, value_name = "POWER,END", value_parser = parse_schedule, help_heading = "Diffusion")]
+    pub(crate) cool: Option<(f64, f64)>,
+
+    /// Diffusion time at which the token is drawn.
+    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Diffusion")]
+    pub(crate) final_time: f64,
+
+    /// Temperature of the emitted token; 0 = greedy.
+    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Sampling")]
+    pub(crate) temperature: f64,
+
+    /// Keep the K most likely tokens; 0 keeps all.
+    #[arg(long, default_value_t = 0, value_name = "K", help_heading = "Sampling")]
+    pub(crate) top_k: usize,
+
+    /// Keep the most likely tokens up to this probability; 1 keeps all.
+    #[arg(long, default_value_t = 1.0, value_name = "P", help_heading = "Sampling")]
+    pub(crate) top_p: f64,
+
+    /// Drop tokens less likely than P times the most likely; 0 keeps all.
+    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Sampling")]
+    pub(crate) min_p: f64,
+
+    /// Penalty on tokens already there; 1 changes nothing.
+    #[arg(long, default_value_t = 1.0, value_name = "X", help_heading = "Sampling")]
+    pub(crate) repetition_penalty: f64,
+
+    /// Seed of all randomness.
+    #[arg(long, default_value_t = 0, help_heading = "Sampling")]
+    pub(crate) seed: u64,
+}
+
+/// How `x1_hat` is made from logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VelocityKind {
+    /// The embedding of a sampled token.
+    Sampled,
+    /// The embedding of the most likely token.
+    Argmax,
+    /// The expected embedding.
+    Expectation,
+    /// The expected embedding, stretched to the sphere.
+    ExpectationNormalised,
+    /// The row nearest to the expected embedding.
+    ExpectationClamped,
+}
+
+/// The fixed-grid solvers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SolverKind {
+    /// One evaluation a step.
+    Euler,
+    /// Two evaluations a step.
+    Midpoint,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Evaluations per token; 1 = the plain LM [default: 15 with an adapter, else 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+
+    /// The most tokens to emit.
+    #[arg(long, default_value_t = 256, value_name = "M")]
+    pub(crate) max_tokens: usize,
+
+    /// Feed the prompt as it is, without a chat template.
+    #[arg(long)]
+    pub(crate) raw: bool,
+
+    /// A system message before the prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+
+    /// End the answer before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) decode: DecodeArgs,
+
+    /// The prompt; - reads stdin.
+    pub(crate) prompt: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Evaluations per token; 1 = the plain LM [default: 15 with an adapter, else 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+
+    /// The most tokens in one answer.
+    #[arg(long, default_value_t = 512, value_name = "M")]
+    pub(crate) max_tokens: usize,
+
+    /// A system message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) decode: DecodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// A Hugging Face folder or a .gguf file. With --from-scratch: a folder with config.json and a tokenizer, no weights.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+
+    /// Conversations: .jsonl, .jsonl.gz, or folders of them.
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    pub(crate) data: Vec<PathBuf>,
+
+    /// The run's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Settings as TOML; flags override it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Go on from the newest checkpoint in --out.
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// What to train.
+    #[arg(long, value_enum)]
+    pub(crate) objective: Option<ObjectiveArg>,
+
+    /// Start from random weights (objective full).
+    #[arg(long)]
+    pub(crate) from_scratch: bool,
+
+    /// Store the finished LM in f16 (objectives full and lora).
+    #[arg(long)]
+    pub(crate) f16: bool,
+
+    /// Updates.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+
+    /// Passes over the data.
+    #[arg(long, value_name = "X", conflicts_with = "steps")]
+    pub(crate) epochs: Option<f64>,
+
+    /// Sequences per update.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+
+    /// Sequences in memory at a time.
+    #[arg(long, value_name = "N")]
+    pub(crate) micro_batch_size: Option<usize>,
+
+    /// Peak learning rate.
+    #[arg(long, value_name = "X")]
+    pub(crate) learning_rate: Option<f64>,
+
+    /// Drop examples longer than this.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+
+    /// Seed of initialisation, order and draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+
+    /// Any other setting: key=value as in the TOML file, e.g. --set diffusion.dim=64.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectiveArg {
+    /// The diffusion path beside the frozen LM.
+    L2d,
+    /// All weights of the LM.
+    Full,
+    /// Low-rank corrections of the LM.
+    Lora,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Benchmarks, comma-separated.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "TASKS")]
+    pub(crate) tasks: Vec<String>,
+
+    /// Folder of data sets in the Hugging Face layout.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+
+    /// Only the first N rows.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+
+    /// Evaluations per token to compare, comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "1,15", value_name = "N,N")]
+    pub(crate) steps: Vec<usize>,
+
+    /// Folder for samples, results and plot.
+    #[arg(long, value_name = "DIR", default_value = "eval-results")]
+    pub(crate) out: PathBuf,
+
+    /// Sequences decoded together.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub(crate) batch_size: usize,
+
+    /// The most tokens of one answer [default: the task's own].
+    #[arg(long, value_name = "M")]
+    pub(crate) max_tokens: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) decode: DecodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model folder, a .gguf file, or an adapter.
+    #[arg(required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+
+    /// List every tensor.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// Where the table, the plot and the live adapter go.
+    #[arg(long, value_name = "DIR", default_value = "quickstart")]
+    pub(crate) out: PathBuf,
+
+    /// Seconds of live finetuning.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub(crate) seconds: u64,
+
+    /// Held-out problems per row of the table.
+    #[arg(long, default_value_t = 400, value_name = "N")]
+    pub(crate) problems: usize,
+
+    /// Train to the end instead of using the shipped adapter.
+    #[arg(long)]
+    pub(crate) long: bool,
+
+    /// Add low-rank finetuning of the weights on the same data and for the same time.
+    #[arg(long)]
+    pub(crate) baseline: bool,
+
+    /// Only write the task's data (train.jsonl, test.jsonl) into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) export_data: Option<PathBuf>,
+
+    /// Seed.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+fn parse_schedule(text: &str) -> Result<(f64, f64), String> {
+    let number = |part: &str| part.trim().parse::<f64>().map_err(|e| format!("`{part}`: {e}"));
+    let (power, end) = text.split_once(',').ok_or("expected POWER,END, e.g. 1,0.8")?;
+    Ok((number(power)?, number(end)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cooling_schedule_is_two_numbers() {
+        assert_eq!(parse_schedule("1,0.8"), Ok((1.0, 0.8)));
+        assert!(parse_schedule("1").is_err() && parse_schedule("a,b").is_err());
+    }
+}

@@ -1,0 +1,84 @@
+//! `l2d generate`: one prompt, one answer.
+
+use std::io::{Read, Write};
+use std::time::Instant;
+
+use burn::tensor::backend::Backend;
+use l2d_core::text::Message;
+use l2d_infer::decode::{Event, FinishReason, GenerationParams, Hooks, Request};
+
+use crate::args::GenerateArgs;
+use crate::error::CliError;
+use crate::model::{Model, on_interrupt};
+
+/// Runs the command. The answer streams to stdout; a line of figures goes to stderr.
+pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
+    let device = B::Device::default();
+    let (model, text) = Model::<B>::load(&args.model, &device)?;
+    let prompt = prompt(&args.prompt)?;
+    let tokens = if args.raw {
+        text.raw(&prompt)?
+    } else {
+        let system = args.system.iter().map(Message::system);
+        text.prompt(&system.chain([Message::user(prompt)]).collect::<Vec<_>>())?
+    };
+    let steps = args.steps.unwrap_or_else(|| model.default_steps());
+    let decoder = model.decoder(args.decode.diffusion(steps))?;
+    let generation = GenerationParams {
+        max_tokens: args.max_tokens,
+        seed: args.decode.seed,
+        sampling: args.decode.sampling(),
+        stop_tokens: text.stop_tokens.clone(),
+        stop_strings: args.stop.clone(),
+    };
+    let cancel = on_interrupt()?;
+    let start = Instant::now();
+    let mut written = Ok(());
+    let mut show = |event: Event<'_>| {
+        let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
+        written = std::mem::replace(&mut written, Ok(())).and_then(|()| {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        });
+    };
+    let request = Request { tokens, class: None, sequence: 0 };
+    let prompt_tokens = request.tokens.len();
+    let hooks = Hooks { text: Some(&text), on_event: Some(&mut show), cancel: Some(&cancel), ..Hooks::default() };
+    let completions = decoder.generate(&[request], &generation.check()?, hooks)?;
+    written.and_then(|()| writeln!(std::io::stdout())).map_err(|e| CliError::io("standard output", e))?;
+    for completion in &completions {
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!(
+            "[{prompt_tokens} prompt tokens, {} new at {steps} evaluation{} each, {:.2} s, {:.1} tokens/s, {}]",
+            completion.tokens.len(),
+            if steps == 1 { "" } else { "s" },
+            seconds,
+            completion.tokens.len() as f64 / seconds,
+            describe(&completion.finish),
+        );
+        if completion.finish == FinishReason::Cancelled {
+            return Err(CliError::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+fn prompt(given: &str) -> Result<String, CliError> {
+    if given != "-" {
+        return Ok(given.to_string());
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|e| CliError::io("standard input", e))?;
+    Ok(text.trim_end_matches('\n').to_string())
+}
+
+/// Why an answer ended, for people.
+pub(crate) fn describe(finish: &FinishReason) -> &'static str {
+    match finish {
+        FinishReason::StopToken(_) => "ended by itself",
+        FinishReason::StopString(_) => "ended at a stop text",
+        FinishReason::MaxTokens => "cut at --max-tokens",
+        FinishReason::Cancelled => "interrupted",
+    }
+}

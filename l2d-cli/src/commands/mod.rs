@@ -1,0 +1,8 @@
+//! One file a command.
+
+pub(crate) mod chat;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod quickstart;
+pub(crate) mod train;

@@ -1,0 +1,269 @@
+//! `l2d train`: finetune a diffusion path, or the LM itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::Device;
+use burn::tensor::backend::Backend;
+use l2d_core::checkpoint::{Checkpoint, StoredDtype, write_atomically};
+use l2d_core::diffusion::DiffusionPath;
+use l2d_core::lm::Lm;
+use l2d_core::parameters::trainable;
+use l2d_core::text::{Ending, Message};
+use l2d_train::data::{Dataset, DatasetStats, Example, Template, Turn, read_conversations};
+use l2d_train::objective::{L2dObjective, LmObjective, add_lora};
+use l2d_train::{L2dTask, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::args::{ObjectiveArg, TrainArgs};
+use crate::error::CliError;
+use crate::export::export_model;
+use crate::model::{Text, load_base, on_interrupt};
+use crate::progress::TrainProgress;
+
+/// Runs the command.
+pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
+    let config = settings(args)?;
+    config.check()?;
+    if args.from_scratch && config.objective != ObjectiveKind::Full {
+        return Err(CliError::Usage("--from-scratch trains all weights: add --objective full".into()));
+    }
+    let device = Device::<B>::default();
+    let dir = RunDir::create(&args.out)?;
+    let cancel = on_interrupt()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let (lm, text) = if args.from_scratch {
+        let checkpoint = Checkpoint::open_untrained(&args.model)?;
+        let text = Text::of(&checkpoint);
+        (Lm::<B>::init(&checkpoint.config, &mut rng, &device), text)
+    } else {
+        load_base::<B>(&args.model, &device)?
+    };
+    let (examples, validation) = data(args, &config, &text)?;
+    let storage = Storage { dir, resume: args.resume, notes: notes(args) };
+    let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
+    write_atomically(&args.out.join("config.toml"), |out| out.write_all(resolved.as_bytes()))?;
+
+    match config.objective {
+        ObjectiveKind::L2d => {
+            let diffusion = config.diffusion.clone().check(&args.out.join("config.toml"))?;
+            let counts = diffusion.parameter_counts(&lm.config);
+            eprintln!("trainable parameters: {} (base: {}, frozen)", counts.total(), lm.config.num_parameters());
+            let path = DiffusionPath::init(&lm, &diffusion, &mut rng);
+            let mut objective = L2dObjective::<Autodiff<B>>::new(lm);
+            objective.timesteps = config.timesteps;
+            objective.class_dropout = config.class_dropout;
+            objective.head_chunk = config.head_chunk;
+            let task = L2dTask::new(objective);
+            let path = trainable(AutodiffModule::from_inner(path));
+            let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;
+            let file = args.out.join("adapter.safetensors");
+            let best = best_or_last(&task, &trained)?;
+            task.save(&best, &args.out, &notes(args))?;
+            finish(&trained, &file.display().to_string())
+        }
+        ObjectiveKind::Full | ObjectiveKind::Lora => {
+            let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
+            let lm = if config.objective == ObjectiveKind::Full {
+                // One table that receives both gradients, if the model is tied.
+                let lm = if lm.config.tie_word_embeddings { Lm { head: None, ..lm } } else { lm };
+                trainable(lm)
+            } else {
+                add_lora(lm, config.lora_rank, config.lora_alpha, &mut rng)
+            };
+            let task = LmTask { objective: LmObjective { head_chunk: config.head_chunk } };
+            let trained = go::<B, _>(&task, lm, &examples, &validation, &config, &storage, &device, &cancel)?;
+            let folder = args.out.join("model");
+            let best = best_or_last::<B, _>(&task, &trained)?;
+            let dtype = if args.f16 { StoredDtype::F16 } else { StoredDtype::F32 };
+            export_model(&folder, &best.valid(), &text, dtype)?;
+            finish(&trained, &folder.display().to_string())
+        }
+    }
+}
+
+fn go<B: Backend, T: Task<Autodiff<B>>>(
+    task: &T,
+    model: T::Model,
+    examples: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    storage: &Storage,
+    device: &Device<B>,
+    cancel: &AtomicBool,
+) -> Result<Trained<T::Model>, CliError> {
+    let mut progress = TrainProgress::new(config.total_steps(examples.len()));
+    Ok(train(task, model, examples, validation, config, Some(storage), device, cancel, &mut progress)?)
+}
+
+/// The weights with the lowest validation loss, or the last ones where nothing was validated.
+fn best_or_last<B: Backend, T: Task<Autodiff<B>>>(task: &T, trained: &Trained<T::Model>) -> Result<T::Model, CliError> {
+    Ok(match &trained.best_checkpoint {
+        Some(folder) => task.load(trained.model.clone(), folder)?,
+        None => trained.model.clone(),
+    })
+}
+
+fn finish<M>(trained: &Trained<M>, written: &str) -> Result<(), CliError> {
+    if let Some(loss) = trained.best_validation {
+        eprintln!("lowest validation loss: {loss:.4}");
+    }
+    eprintln!("wrote {written}");
+    match trained.outcome {
+        Outcome::Finished => Ok(()),
+        Outcome::Interrupted => {
+            eprintln!("stopped after {} updates; go on with the same command and --resume", trained.steps);
+            Err(CliError::Interrupted)
+        }
+    }
+}
+
+/// The settings: defaults, then the TOML file, then --set, then flags.
+fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
+    let mut table = toml::Table::new();
+    if let Some(path) = &args.config {
+        let text = std::fs::read_to_string(path).map_err(|e| CliError::io(path, e))?;
+        table = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+    }
+    for entry in &args.set {
+        set(&mut table, entry)?;
+    }
+    let source = args.config.as_ref().map_or("the settings".to_string(), |path| path.display().to_string());
+    let mut config: TrainConfig =
+        table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))?;
+    if let Some(objective) = args.objective {
+        config.objective = match objective {
+            ObjectiveArg::L2d => ObjectiveKind::L2d,
+            ObjectiveArg::Full => ObjectiveKind::Full,
+            ObjectiveArg::Lora => ObjectiveKind::Lora,
+        };
+    }
+    if let Some(epochs) = args.epochs {
+        (config.epochs, config.steps) = (epochs, None);
+    }
+    config.steps = args.steps.or(config.steps);
+    config.micro_batch_size = args.micro_batch_size.or(config.micro_batch_size);
+    config.batch_size = args.batch_size.unwrap_or(config.batch_size);
+    config.learning_rate = args.learning_rate.unwrap_or(config.learning_rate);
+    config.max_tokens = args.max_tokens.unwrap_or(config.max_tokens);
+    config.seed = args.seed.unwrap_or(config.seed);
+    Ok(config)
+}
+
+/// Puts `a.b=value` into a table; the value is TOML, or a string where it is none.
+fn set(table: &mut toml::Table, entry: &str) -> Result<(), CliError> {
+    let bad = |reason: &str| CliError::Usage(format!("--set {entry}: {reason}"));
+    let (key, value) = entry.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
+    let value = format!("x = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("x"))
+        .unwrap_or_else(|| toml::Value::String(value.to_string()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().ok_or_else(|| bad("an empty key"))?;
+    let mut place = table;
+    for part in parts {
+        place = place
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| bad("a part of the key is no table"))?;
+    }
+    place.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// Reads, renders, and holds back validation examples: every n-th, so that they are spread over the files.
+fn data(args: &TrainArgs, config: &TrainConfig, text: &Text) -> Result<(Vec<Example>, Vec<Example>), CliError> {
+    let rows = read_conversations(&args.data, &config.columns)?;
+    let dataset = Dataset::build(&rows, text, &config.diffusion.classes, config.max_tokens)?;
+    let DatasetStats { conversations, examples, too_long, without_response, labels, .. } = dataset.stats;
+    eprintln!(
+        "{conversations} conversations: {examples} examples with {labels} labelled tokens; dropped {too_long} longer than {} \
+         tokens; {without_response} without a reply",
+        config.max_tokens
+    );
+    Ok(split(dataset.examples, config))
+}
+
+/// Training and validation examples.
+pub(crate) fn split(examples: Vec<Example>, config: &TrainConfig) -> (Vec<Example>, Vec<Example>) {
+    let wanted = (examples.len() as f64 * config.validation_fraction).round() as usize;
+    let wanted = wanted.min(config.validation_examples).min(examples.len() - 1);
+    if wanted == 0 {
+        return (examples, Vec::new());
+    }
+    let every = examples.len() / wanted;
+    let mut validation = Vec::with_capacity(wanted);
+    let mut training = Vec::with_capacity(examples.len());
+    for (i, example) in examples.into_iter().enumerate() {
+        if i % every == every - 1 && validation.len() < wanted {
+            validation.push(example);
+        } else {
+            training.push(example);
+        }
+    }
+    (training, validation)
+}
+
+fn notes(args: &TrainArgs) -> BTreeMap<String, String> {
+    let name = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    BTreeMap::from([
+        ("base_name".to_string(), name(&args.model)),
+        ("data".to_string(), args.data.iter().map(|path| name(path)).collect::<Vec<_>>().join(", ")),
+        ("l2d_version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+    ])
+}
+
+impl Template for Text {
+    /// The prompt is tokenised exactly as at inference. The reply is what the template puts after it, up to and with its
+    /// end-of-turn token; what follows that (a newline, in ChatML) belongs to the next turn.
+    fn render(&self, context: &[Turn], response: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
+        let template = self.template().map_err(|e| e.to_string())?;
+        let mut messages: Vec<Message> = context.iter().map(|turn| Message::new(&turn.role, &turn.content)).collect();
+        let prompt = template.render(&messages, Ending::GenerationPrompt).map_err(|e| e.to_string())?;
+        messages.push(Message::assistant(response));
+        let whole = template.render(&messages, Ending::Closed).map_err(|e| e.to_string())?;
+        let reply =
+            whole.strip_prefix(&prompt).ok_or("the template renders a reply that does not begin with its prompt")?;
+        let prompt = self.tokenizer.encode(&prompt, false).map_err(|e| e.to_string())?;
+        let mut reply = self.tokenizer.encode(reply, false).map_err(|e| e.to_string())?;
+        match reply.iter().rposition(|token| self.stop_tokens.contains(token)) {
+            Some(end) => reply.truncate(end + 1),
+            None => return Err("the template does not end a reply with one of the model's end tokens".into()),
+        }
+        Ok((prompt, reply))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dotted_keys_reach_nested_tables_and_plain_words_are_strings() {
+        let mut table = toml::Table::new();
+        set(&mut table, "diffusion.dim=64").expect("set");
+        set(&mut table, "timesteps.distribution=cosmap").expect("set");
+        set(&mut table, "diffusion.variant={kind=\"full\"}").expect("set");
+        let config: TrainConfig = table.try_into().expect("valid");
+        assert_eq!(config.diffusion.dim, 64);
+        assert_eq!(config.timesteps.distribution, l2d_core::corruption::TimestepDistribution::Cosmap);
+        assert!(set(&mut toml::Table::new(), "novalue").is_err());
+    }
+
+    #[test]
+    fn validation_examples_are_spread_and_counted() {
+        let examples: Vec<Example> = (0..100).map(|i| Example { tokens: vec![i, i], prompt: 1, class: None }).collect();
+        let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
+        let (training, validation) = split(examples.clone(), &config);
+        assert_eq!((training.len(), validation.len()), (90, 10));
+        assert_eq!(validation[0].tokens[0], 9);
+        let none = TrainConfig { validation_fraction: 0.0, ..config };
+        assert!(split(examples, &none).1.is_empty());
+    }
+}

@@ -1,0 +1,174 @@
+//! A model as the commands use it: weights, text, and how tokens are drawn.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use l2d_core::L2d;
+use l2d_core::checkpoint::{Checkpoint, load_adapter};
+use l2d_core::lm::Lm;
+use l2d_core::text::{ChatTemplate, Ending, Message, TextTokenizer};
+use l2d_infer::decode::{Decoder, Detokenizer, DiffusionParams, TextStream};
+use l2d_infer::ode::Solver;
+use l2d_infer::sampler::SamplingParams;
+use l2d_infer::schedule::TemperatureSchedule;
+use l2d_infer::velocity::{Estimate, Normalise};
+
+use crate::args::{DecodeArgs, ModelArgs, SolverKind, VelocityKind};
+use crate::error::CliError;
+
+/// Everything about a base model but its weights.
+pub(crate) struct Text {
+    pub(crate) tokenizer: TextTokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub(crate) stop_tokens: Vec<u32>,
+}
+
+impl Text {
+    /// The text side of a checkpoint.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let mut stop_tokens = checkpoint.generation.eos_token_ids.clone();
+        stop_tokens.extend(&checkpoint.config.eos_token_ids);
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        Self {
+            tokenizer: checkpoint.tokenizer.clone(),
+            template: checkpoint.template.clone(),
+            stop_tokens,
+        }
+    }
+
+    /// A conversation as the prompt of the assistant's next turn.
+    pub(crate) fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, CliError> {
+        let rendered = self.template()?.render(messages, Ending::GenerationPrompt)?;
+        // The template writes out every special token itself.
+        Ok(self.tokenizer.encode(&rendered, false)?)
+    }
+
+    /// A text as it is, with the beginning-of-sequence token where the tokenizer adds one.
+    pub(crate) fn raw(&self, text: &str) -> Result<Vec<u32>, CliError> {
+        Ok(self.tokenizer.encode(text, true)?)
+    }
+
+    /// The chat template.
+    pub(crate) fn template(&self) -> Result<&ChatTemplate, CliError> {
+        self.template.as_ref().ok_or_else(|| l2d_core::Error::ChatTemplate("this model has none".into()).into())
+    }
+}
+
+impl Detokenizer for Text {
+    fn begin(&self) -> Box<dyn TextStream + '_> {
+        self.tokenizer.begin()
+    }
+}
+
+/// Loads a base LM and its text side.
+pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device) -> Result<(Lm<B>, Text), CliError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let text = Text::of(&checkpoint);
+    let lm = Lm::load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?;
+    Ok((lm.no_grad(), text))
+}
+
+/// The plain LM, or the LM with its diffusion path.
+pub(crate) enum Model<B: Backend> {
+    /// Only one step per token makes sense.
+    Plain(Lm<B>),
+    /// Any number of steps.
+    Joined(L2d<B>),
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads what the arguments name.
+    pub(crate) fn load(args: &ModelArgs, device: &B::Device) -> Result<(Self, Text), CliError> {
+        let (lm, text) = load_base::<B>(&args.model, device)?;
+        let model = match &args.adapter {
+            None => Self::Plain(lm),
+            Some(file) => Self::Joined(L2d { path: load_adapter(file, &lm)?, lm }),
+        };
+        Ok((model, text))
+    }
+
+    /// The base LM.
+    pub(crate) fn lm(&self) -> &Lm<B> {
+        match self {
+            Self::Plain(lm) => lm,
+            Self::Joined(model) => &model.lm,
+        }
+    }
+
+    /// A decoder that spends `params.evaluations` on each token.
+    pub(crate) fn decoder(&self, params: DiffusionParams) -> Result<Decoder<'_, B>, CliError> {
+        match self {
+            Self::Joined(model) => Ok(Decoder::new(model, &params.check()?)?),
+            Self::Plain(lm) if params.evaluations == 1 => Ok(Decoder::plain(lm)),
+            Self::Plain(_) => Err(CliError::Usage(format!(
+                "--steps {} needs a diffusion path: name its file with --adapter, or use --steps 1 for the plain LM",
+                params.evaluations
+            ))),
+        }
+    }
+
+    /// Steps when none are asked for: the paper's 15 with a diffusion path, 1 without.
+    pub(crate) fn default_steps(&self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Joined(_) => 15,
+        }
+    }
+}
+
+impl DecodeArgs {
+    /// The diffusion that spends `steps` evaluations on each token.
+    pub(crate) fn diffusion(&self, steps: usize) -> DiffusionParams {
+        let schedule = match self.cool {
+            Some((power, end)) => TemperatureSchedule::Polynomial { power, end },
+            None => TemperatureSchedule::Constant { temperature: self.velocity_temperature },
+        };
+        let expectation = |normalise| Estimate::Expectation { schedule, normalise };
+        DiffusionParams {
+            evaluations: steps,
+            solver: match self.solver {
+                SolverKind::Euler => Solver::Euler,
+                SolverKind::Midpoint => Solver::Midpoint,
+            },
+            final_t: self.final_time,
+            estimate: match self.velocity {
+                VelocityKind::Sampled => Estimate::Sampled { schedule },
+                VelocityKind::Argmax => Estimate::Argmax,
+                VelocityKind::Expectation => expectation(Normalise::None),
+                VelocityKind::ExpectationNormalised => expectation(Normalise::Renormalise),
+                VelocityKind::ExpectationClamped => expectation(Normalise::ClampToNearest),
+            },
+            ..DiffusionParams::default()
+        }
+    }
+
+    /// How the emitted token is drawn.
+    pub(crate) fn sampling(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+        }
+    }
+}
+
+/// A flag that the first Ctrl-C raises; the second ends the process at once.
+pub(crate) fn on_interrupt() -> Result<Arc<AtomicBool>, CliError> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = flag.clone();
+    ctrlc::set_handler(move || {
+        if raised.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after the current step (Ctrl-C again to stop at once)");
+    })
+    .map_err(|e| CliError::Usage(format!("cannot listen for Ctrl-C: {e}")))?;
+    Ok(flag)
+}

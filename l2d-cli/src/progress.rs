@@ -1,0 +1,93 @@
+//! Progress on the terminal. A bar when stderr is a terminal, a line now and then when it is a file.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use l2d_train::objective::{StepLoss, TIMESTEP_BINS};
+use l2d_train::{Observer, StepReport, ValidationReport};
+
+/// How often a line is written where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(20);
+
+/// Shows a training run.
+pub(crate) struct TrainProgress {
+    bar: ProgressBar,
+    last_line: Instant,
+    smoothed: Option<f64>,
+}
+
+impl TrainProgress {
+    /// A bar over `total` updates.
+    pub(crate) fn new(total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        bar.set_style(style("{bar:30} {pos}/{len} {elapsed} ETA {eta} · {msg}"));
+        Self { bar, last_line: Instant::now(), smoothed: None }
+    }
+
+    fn say(&self, line: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+impl Observer for TrainProgress {
+    fn step(&mut self, report: &StepReport) {
+        let loss = report.loss.mean();
+        // The mean of the last twenty or so: single batches are noisy.
+        let smoothed = self.smoothed.map_or(loss, |old| 0.95 * old + 0.05 * loss);
+        self.smoothed = Some(smoothed);
+        let message = format!(
+            "loss {smoothed:.4} · {:.0} tokens/s · lr {:.1e} · epoch {:.2}",
+            report.tokens_per_second, report.learning_rate, report.epoch
+        );
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            eprintln!("step {}/{} · {message}", report.step, report.total_steps);
+            self.last_line = Instant::now();
+        }
+        self.bar.set_length(report.total_steps);
+        self.bar.set_position(report.step);
+        self.bar.set_message(message);
+        if report.step == report.total_steps {
+            self.bar.finish();
+        }
+    }
+
+    fn validation(&mut self, report: &ValidationReport) {
+        let mark = if report.best { " (best)" } else { "" };
+        self.say(&format!(
+            "step {} · validation loss {:.4}{mark}{}",
+            report.step,
+            report.loss.mean(),
+            bins(&report.loss)
+        ));
+    }
+
+    fn checkpoint(&mut self, _step: u64, folder: &Path) {
+        tracing::info!("saved {}", folder.display());
+    }
+}
+
+/// Losses by tenths of diffusion time, e.g. ` · by t: .62 .60 ... .02`; empty where there is no diffusion.
+pub(crate) fn bins(loss: &StepLoss) -> String {
+    let Some(by_timestep) = &loss.by_timestep else { return String::new() };
+    let means: Vec<String> =
+        (0..TIMESTEP_BINS).map(|bin| by_timestep.mean(bin).map_or("-".into(), |mean| format!("{mean:.3}"))).collect();
+    format!(" · by t: {}", means.join(" "))
+}
+
+/// A bar for other work, with a unit.
+pub(crate) fn plain_bar(total: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style("{bar:30} {pos}/{len} {prefix} {elapsed} ETA {eta} · {msg}"));
+    bar.set_prefix(what.to_string());
+    bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are literals of this file; a broken one falls back to indicatif's own rather than ending a run.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

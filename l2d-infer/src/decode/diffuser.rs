@@ -1,0 +1,287 @@
+//! The diffusion of one token at each of several positions: from `x_0` to the logits at the final time.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use l2d_core::L2d;
+use l2d_core::diffusion::Modulation;
+use l2d_core::lm::KvCache;
+
+use super::noise::Lane;
+use super::settings::Diffusion;
+use crate::error::{Error, Result};
+use crate::ode::FixedGrid;
+use crate::schedule::temperature_lead;
+use crate::velocity::guide;
+
+/// A model, a grid of times, and all that follows from these two alone: the diffusion vocabulary, and what every time and
+/// class of the grid does to the path. Made once, used for every token.
+#[derive(Debug)]
+pub struct Diffuser<'m, B: Backend> {
+    model: &'m L2d<B>,
+    settings: Diffusion,
+    grid: FixedGrid,
+    /// The diffusion vocabulary, `[V, d]`.
+    table: Tensor<B, 2>,
+    calls: Vec<Call>,
+    /// One row for each of `times` and each class, "no class" last, classes fastest; the closing time is the last.
+    modulation: Modulation<B>,
+    times: Vec<f32>,
+}
+
+/// A slope the solver asks for.
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    temperature: f64,
+    at: Where,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Where {
+    /// `t = 0`: the base LM's logits, no diffusion pass.
+    Start,
+    /// Between: the index of its time in `times`.
+    Between(usize),
+    /// `t >= 1`: the velocity is zero.
+    End,
+}
+
+/// Positions whose next token is wanted.
+#[derive(Debug)]
+pub struct Positions<'a, B: Backend> {
+    /// The main path's keys and values up to these positions.
+    pub cache: &'a KvCache<B>,
+    /// The slots in the cache, equally many for each sequence. Rows are counted sequence by sequence.
+    pub slots: &'a [Vec<usize>],
+    /// The main path's hidden states at these positions, before the final norm: `[rows, H]`.
+    pub hidden: Tensor<B, 2>,
+}
+
+/// What the classes of some rows make of every evaluation. Made when the rows change, not for every token.
+#[derive(Debug)]
+pub struct Conditions<B: Backend> {
+    /// For each time between 0 and the closing one; of twice the rows (class, no class, class, ...) where guided.
+    between: Vec<Modulation<B>>,
+    closing: Modulation<B>,
+    /// Which rows have a class to be guided by. If any has, all rows are evaluated twice, and the others ignore the second
+    /// result: equally many rows a sequence keep the batch one product.
+    guided: Vec<bool>,
+}
+
+/// The end of a diffusion.
+#[derive(Debug)]
+pub struct Diffused<B: Backend> {
+    /// `x_T`, `[rows, d]` flattened.
+    pub x: Vec<f64>,
+    /// Logits at `(x_T, T)`, `[rows, V]`.
+    pub logits: Tensor<B, 2>,
+    /// How often each row needed the diffusion path: less than the budget, because `t = 0` costs nothing, and more where
+    /// guidance evaluates twice.
+    pub passes: Vec<usize>,
+}
+
+impl<'m, B: Backend> Diffuser<'m, B> {
+    /// Computes what depends on the model and the grid alone; `None` where the budget is 1, the plain LM.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for guidance with a path that has no classes.
+    pub fn new(model: &'m L2d<B>, settings: &Diffusion) -> Result<Option<Self>> {
+        let guidance = settings.params.guidance;
+        if guidance != 1.0 && model.path.config.no_class().is_none() {
+            return Err(Error::parameter("guidance", guidance, "1 with an adapter that was trained without classes"));
+        }
+        let Some(grid) = settings.grid.clone() else { return Ok(None) };
+        let lead = temperature_lead(&grid);
+        let mut times: Vec<f32> = Vec::new();
+        let calls = grid
+            .slope_times()
+            .into_iter()
+            .map(|t| {
+                let at = if t == 0.0 {
+                    Where::Start
+                } else if t >= 1.0 {
+                    Where::End
+                } else {
+                    let t = t as f32;
+                    Where::Between(times.iter().position(|&known| known == t).unwrap_or_else(|| {
+                        times.push(t);
+                        times.len() - 1
+                    }))
+                };
+                Call { temperature: settings.params.estimate.temperature(t + lead), at }
+            })
+            .collect();
+        times.push(grid.final_t() as f32);
+        let classes = model.path.config.classes.len();
+        let per_row: Vec<f32> = times.iter().flat_map(|&t| vec![t; classes + 1]).collect();
+        let class_rows: Vec<usize> = times.iter().flat_map(|_| 0..=classes).collect();
+        let modulation = model.path.modulation(&per_row, Some(&class_rows));
+        let table = model.path.vocabulary.table(&model.lm);
+        Ok(Some(Self { model, settings: settings.clone(), grid, table, calls, modulation, times }))
+    }
+
+    /// The grid of times.
+    pub fn grid(&self) -> &FixedGrid {
+        &self.grid
+    }
+
+    /// Numbers in the state of one row, `d`.
+    pub fn dim(&self) -> usize {
+        self.model.path.config.dim
+    }
+
+    /// The standard deviation `sigma` of `x_0`.
+    pub fn sigma(&self) -> f64 {
+        self.model.path.config.sigma
+    }
+
+    /// The temperature of every slope call, in order.
+    pub fn temperatures(&self) -> Vec<f64> {
+        self.calls.iter().map(|call| call.temperature).collect()
+    }
+
+    /// What the classes of some rows, `None` for "no class", make of every evaluation.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a class the adapter does not have.
+    pub fn conditions(&self, classes: &[Option<usize>]) -> Result<Conditions<B>> {
+        let no_class = self.model.path.config.classes.len();
+        if let Some(class) = classes.iter().flatten().find(|&&class| class >= no_class) {
+            return Err(Error::parameter("class", class, "one of the adapter's classes"));
+        }
+        let strength = self.settings.params.guidance;
+        let guided: Vec<bool> = classes.iter().map(|class| class.is_some() && strength != 1.0).collect();
+        let twice = guided.contains(&true);
+        let single: Vec<usize> = classes.iter().map(|class| class.unwrap_or(no_class)).collect();
+        let doubled: Vec<usize> = single.iter().flat_map(|&class| [class, no_class]).collect();
+        let pick = |time: usize, classes: &[usize]| {
+            let row = |class: usize| time * (no_class + 1) + class;
+            match classes.first() {
+                Some(&first) if classes.iter().all(|&class| class == first) => self.modulation.row(row(first)),
+                _ => self.modulation.rows(&classes.iter().map(|&class| row(class)).collect::<Vec<_>>()),
+            }
+        };
+        let closing = self.times.len() - 1;
+        let between = (0..closing).map(|time| pick(time, if twice { &doubled } else { &single })).collect();
+        Ok(Conditions { between, closing: pick(closing, &single), guided })
+    }
+
+    /// Diffuses from `x_0` (`[rows, d]` flattened, multiplied by sigma already) to the logits at the final time.
+    ///
+    /// `draw(row, call, lane, logits, temperature)` draws the tokens of a sampled velocity; `visit(t, x)` sees the state at
+    /// every grid time; `go_on` is asked before every evaluation, and once it says no the result is `None`.
+    ///
+    /// # Errors
+    /// Those of `draw`; [`Error::Parameter`] where `x0` or `conditions` do not fit the rows.
+    pub fn diffuse(
+        &self,
+        positions: &Positions<'_, B>,
+        conditions: &Conditions<B>,
+        x0: Vec<f64>,
+        mut draw: impl FnMut(usize, usize, Lane, &[f32], f64) -> Result<usize>,
+        visit: impl FnMut(f64, &[f64]),
+        go_on: impl Fn() -> bool,
+    ) -> Result<Option<Diffused<B>>> {
+        let rows = positions.hidden.dims()[0];
+        let slots: usize = positions.slots.iter().map(Vec::len).sum();
+        let guided = &conditions.guided;
+        if guided.len() != rows || slots != rows || x0.len() != rows * self.dim() {
+            return Err(Error::parameter("rows", rows, "the same in positions, conditions and initial state"));
+        }
+        let lanes = if guided.contains(&true) { 2 } else { 1 };
+        let lm = &self.model.lm;
+        let single = lm.plan_at(positions.cache, positions.slots);
+        let doubled = (lanes == 2).then(|| lm.plan_at(positions.cache, &repeated(positions.slots)));
+        let plan = doubled.as_ref().unwrap_or(&single);
+        let hidden = repeat_rows(positions.hidden.clone(), lanes); // [rows * lanes, H]
+
+        let (mut call, mut between) = (0, 0);
+        let slope = |t: f64, x: &[f64]| -> std::result::Result<Vec<f64>, Interruption> {
+            if !go_on() {
+                return Err(Interruption::Stopped);
+            }
+            let Call { temperature, at } = self.calls[call];
+            let logits = match at {
+                Where::End => {
+                    call += 1;
+                    return Ok(vec![0.0; x.len()]);
+                }
+                Where::Start => repeat_rows(lm.logits(positions.hidden.clone()), lanes),
+                Where::Between(time) => {
+                    between += 1;
+                    let x_t = self.state(x, lanes);
+                    self.model.logits(positions.cache, plan, &conditions.between[time], hidden.clone(), x_t)
+                }
+            };
+            let x1 =
+                self.settings.params.estimate.clean(temperature, logits, &self.table, |row, logits, temperature| {
+                    match row % lanes {
+                        0 => draw(row / lanes, call, Lane::Class, logits, temperature),
+                        _ if guided[row / lanes] => draw(row / lanes, call, Lane::NoClass, logits, temperature),
+                        _ => Ok(0),
+                    }
+                })?; // [rows * lanes, d]
+            call += 1;
+            let velocity = self.settings.params.velocity;
+            let d = self.dim();
+            let rows = x1.chunks_exact(d * lanes).zip(x.chunks_exact(d)).zip(guided);
+            Ok(rows
+                .flat_map(|((x1, x), &guided)| {
+                    let class = velocity.velocity(&x1[..d], x, t);
+                    if guided {
+                        guide(self.settings.params.guidance, &class, &velocity.velocity(&x1[d..], x, t))
+                    } else {
+                        class
+                    }
+                })
+                .collect())
+        };
+        let x = match self.grid.integrate_with(x0, slope, visit) {
+            Ok(x) => x,
+            Err(Interruption::Stopped) => return Ok(None),
+            Err(Interruption::Failed(error)) => return Err(error),
+        };
+        if !go_on() {
+            return Ok(None);
+        }
+        let x_t = self.state(&x, 1);
+        let logits = self.model.logits(positions.cache, &single, &conditions.closing, positions.hidden.clone(), x_t);
+        let passes = guided.iter().map(|&guided| between * if guided { 2 } else { 1 } + 1).collect();
+        Ok(Some(Diffused { x, logits, passes }))
+    }
+
+    /// The state as the model takes it, `[rows * lanes, d]`, each row `lanes` times.
+    fn state(&self, x: &[f64], lanes: usize) -> Tensor<B, 2> {
+        let d = self.dim();
+        let values: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+        let rows = values.len() / d;
+        repeat_rows(Tensor::from_data(TensorData::new(values, [rows, d]), &self.model.lm.device()), lanes)
+    }
+}
+
+/// Why an integration ends early.
+enum Interruption {
+    Stopped,
+    Failed(Error),
+}
+
+impl From<Error> for Interruption {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Each row `times` times in a row: `[rows, width]` to `[rows * times, width]`.
+fn repeat_rows<B: Backend>(x: Tensor<B, 2>, times: usize) -> Tensor<B, 2> {
+    if times == 1 {
+        return x;
+    }
+    let rows = x.dims()[0] as i32;
+    let indices: Vec<i32> = (0..rows).flat_map(|row| vec![row; times]).collect();
+    let indices = Tensor::<B, 1, Int>::from_data(indices.as_slice(), &x.device());
+    x.select(0, indices)
+}
+
+/// Each slot twice.
+fn repeated(slots: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    slots.iter().map(|slots| slots.iter().flat_map(|&slot| [slot, slot]).collect()).collect()
+}

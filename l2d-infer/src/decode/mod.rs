@@ -1,0 +1,17 @@
+//! From prompts to tokens and text.
+//!
+//! [`Diffuser`] refines the prediction at given positions; [`Decoder`] runs it token after token for a batch of sequences
+//! until each is complete.
+
+mod diffuser;
+mod engine;
+mod noise;
+mod request;
+mod settings;
+mod text;
+
+pub use diffuser::{Conditions, Diffused, Diffuser, Positions};
+pub use engine::{Decoder, Hooks};
+pub use noise::{Lane, Noise, Place, SeededNoise};
+pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
+pub use settings::{Diffusion, DiffusionParams};

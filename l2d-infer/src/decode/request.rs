@@ -1,0 +1,143 @@
+//! What is asked of the decoder and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, SamplingParams};
+use crate::stop::StopStrings;
+
+/// One sequence to continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// The guidance class, as its place in the adapter's list.
+    pub class: Option<usize>,
+    /// Numbers the sequence within its seed: equal seed, number, prompt and settings give equal output, whatever else is
+    /// in the batch.
+    pub sequence: u64,
+}
+
+/// How sequences are continued, as a user writes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerationParams {
+    /// The most tokens one sequence gets, a stop token included.
+    pub max_tokens: usize,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// How the emitted token is drawn.
+    pub sampling: SamplingParams,
+    /// Tokens that end a sequence; usually those of the model's configuration.
+    pub stop_tokens: Vec<u32>,
+    /// Texts that end a sequence; they are not part of its text.
+    pub stop_strings: Vec<String>,
+}
+
+impl Default for GenerationParams {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            seed: 0,
+            sampling: SamplingParams::default(),
+            stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
+        }
+    }
+}
+
+impl GenerationParams {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] naming what is out of range.
+    pub fn check(self) -> Result<Generation> {
+        if self.max_tokens == 0 || self.max_tokens > i32::MAX as usize {
+            return Err(Error::parameter("max_tokens", self.max_tokens, "at least 1 and no more than a context holds"));
+        }
+        Ok(Generation {
+            max_tokens: self.max_tokens,
+            seed: self.seed,
+            sampler: self.sampling.check()?,
+            stop_tokens: self.stop_tokens,
+            stop_strings: StopStrings::new(self.stop_strings)?,
+        })
+    }
+}
+
+/// Checked [`GenerationParams`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    pub(super) max_tokens: usize,
+    pub(super) seed: u64,
+    pub(super) sampler: Sampler,
+    pub(super) stop_tokens: Vec<u32>,
+    pub(super) stop_strings: StopStrings,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// It emitted a stop token, the last of its tokens.
+    StopToken(u32),
+    /// Its text reached a stop string.
+    StopString(String),
+    /// It has as many tokens as were allowed.
+    MaxTokens,
+    /// The caller called it off.
+    Cancelled,
+}
+
+/// A continued sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// The new tokens, a stop token included.
+    pub tokens: Vec<u32>,
+    /// Their text without stop token and stop string; empty where the decoder was given no [`TextStream`].
+    pub text: String,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Evaluations of the diffusion path over all tokens.
+    pub passes: usize,
+}
+
+/// What happens while sequences are decoded.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event<'a> {
+    /// A token was drawn.
+    Token {
+        /// The request's place in the batch.
+        request: usize,
+        /// The token.
+        token: u32,
+        /// Text that is certain now; may be empty, and may belong to earlier tokens.
+        text: &'a str,
+        /// Evaluations of the diffusion path spent on it.
+        passes: usize,
+    },
+    /// A sequence ended.
+    Finished {
+        /// The request's place in the batch.
+        request: usize,
+        /// The rest of its text.
+        text: &'a str,
+        /// Why.
+        reason: &'a FinishReason,
+    },
+}
+
+/// Makes the text stream of each sequence.
+pub trait Detokenizer {
+    /// A stream at the beginning of a text.
+    fn begin(&self) -> Box<dyn TextStream + '_>;
+}
+
+/// Turns the tokens of one sequence into text while they come. A token may end inside a character, so text may lag behind.
+pub trait TextStream {
+    /// The text that is certain after one more token.
+    fn push(&mut self, token: u32) -> String;
+
+    /// The text still held back, at the end.
+    fn finish(&mut self) -> String;
+}

@@ -1,0 +1,65 @@
+//! The one error type of this crate.
+
+use crate::ode::GridError;
+
+/// What can go wrong between a prompt and a text.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model, its tokenizer or its files.
+    #[error(transparent)]
+    Core(#[from] l2d_core::Error),
+    /// The diffusion's grid of times.
+    #[error(transparent)]
+    Grid(#[from] GridError),
+    /// A parameter is out of its range.
+    #[error("{name} is {value}; it must be {expected}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is taken.
+        expected: &'static str,
+    },
+    /// Logits hold NaN or plus infinity, or nothing but minus infinity: there is no distribution to draw from.
+    #[error("the model's logits are {found} (token {token}): check the weights, or use a wider number format")]
+    Logits {
+        /// What they are.
+        found: &'static str,
+        /// The first such token.
+        token: usize,
+    },
+    /// A prompt and the tokens asked for do not fit the model's context.
+    #[error(
+        "request {request}: the prompt has {tokens} tokens and {wanted} more were asked for, the model's context holds \
+         {context}: shorten the prompt or lower max_tokens"
+    )]
+    Context {
+        /// Its place in the batch.
+        request: usize,
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// New tokens asked for.
+        wanted: usize,
+        /// The context length.
+        context: usize,
+    },
+    /// A request cannot be decoded as it stands.
+    #[error("request {request}: {reason}")]
+    Request {
+        /// Its place in the batch.
+        request: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A `Parameter` error.
+    pub fn parameter(name: &'static str, value: impl ToString, expected: &'static str) -> Self {
+        Self::Parameter { name, value: value.to_string(), expected }
+    }
+}

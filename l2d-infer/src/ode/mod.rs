@@ -1,0 +1,7 @@
+//! Ordinary differential equations `dx/dt = f(t, x)`. Nothing here knows a model: a slope is any closure.
+
+pub mod fixed;
+pub mod tableau;
+
+pub use fixed::{FixedGrid, GridError, Solver};
+pub use tableau::Tableau;

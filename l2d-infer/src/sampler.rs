@@ -1,0 +1,414 @@
+//! Drawing a token from one row of logits.
+//!
+//! The filters and their order are those of Hugging Face `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::rng;
+
+/// How the emitted token is drawn, as a user writes it. The default draws from the model's own distribution.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 takes the most likely token (the lowest id of several) and ignores the filters.
+    pub temperature: f64,
+    /// Only the `top_k` most likely tokens are kept, and those as likely as the last of them; 0 keeps all.
+    pub top_k: usize,
+    /// The most likely tokens are kept until their probability reaches `top_p`; 1 keeps all.
+    pub top_p: f64,
+    /// Tokens less likely than `min_p` times the most likely are dropped; 0 keeps all.
+    pub min_p: f64,
+    /// Logits of tokens already in the sequence, prompt included, are divided by it where positive and multiplied where
+    /// negative; 1 changes nothing.
+    pub repetition_penalty: f64,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+impl SamplingParams {
+    /// The most likely token, always.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] naming the number out of range.
+    pub fn check(self) -> Result<Sampler> {
+        let refuse = |name, value: f64, expected| Err(Error::parameter(name, value, expected));
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return refuse("temperature", self.temperature, "a finite number, 0 (greedy) or above");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p, "in (0, 1]; 1 keeps all tokens");
+        }
+        if !(0.0..1.0).contains(&self.min_p) {
+            return refuse("min_p", self.min_p, "in [0, 1); 0 keeps all tokens");
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return refuse("repetition_penalty", self.repetition_penalty, "a finite number above 0; 1 changes nothing");
+        }
+        Ok(Sampler(self))
+    }
+}
+
+/// Checked [`SamplingParams`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler(SamplingParams);
+
+/// A token that passed the filters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// The token.
+    pub id: usize,
+    /// Its probability among the tokens that passed.
+    pub probability: f64,
+}
+
+impl Sampler {
+    /// The numbers it was made from.
+    pub fn params(&self) -> SamplingParams {
+        self.0
+    }
+
+    /// Draws a token. `logits` is one row over the vocabulary; `history` the sequence so far, prompt included.
+    ///
+    /// # Errors
+    /// [`Error::Logits`] where the logits are no distribution.
+    pub fn sample(&self, logits: &[f32], history: &[u32], rng: &mut impl Rng) -> Result<usize> {
+        let penalised = self.penalise(logits, history);
+        let logits = penalised.as_deref().unwrap_or(logits);
+        let best = argmax(logits)?;
+        if self.0.temperature == 0.0 {
+            return Ok(best);
+        }
+        if self.0.top_k == 0 && self.0.top_p == 1.0 && self.0.min_p == 0.0 {
+            return inverse_cdf(logits, self.0.temperature, rng::uniform(rng));
+        }
+        let kept = self.filter(logits, logits[best]);
+        Ok(kept[walk(kept.iter().map(|&(_, weight)| weight), rng::uniform(rng))].0)
+    }
+
+    /// The distribution [`Sampler::sample`] draws from: the tokens that passed the filters, by id.
+    ///
+    /// # Errors
+    /// [`Error::Logits`] where the logits are no distribution.
+    pub fn distribution(&self, logits: &[f32], history: &[u32]) -> Result<Vec<Candidate>> {
+        let penalised = self.penalise(logits, history);
+        let logits = penalised.as_deref().unwrap_or(logits);
+        let best = argmax(logits)?;
+        if self.0.temperature == 0.0 {
+            return Ok(vec![Candidate { id: best, probability: 1.0 }]);
+        }
+        let kept = self.filter(logits, logits[best]);
+        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        Ok(kept.into_iter().map(|(id, weight)| Candidate { id, probability: weight / total }).collect())
+    }
+
+    /// The logits with the repetition penalty; `None` where it changes nothing.
+    fn penalise(&self, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
+        let penalty = self.0.repetition_penalty as f32;
+        if penalty == 1.0 || history.is_empty() {
+            return None;
+        }
+        let mut penalised = logits.to_vec();
+        for &id in history {
+            if let (Some(new), Some(&old)) = (penalised.get_mut(id as usize), logits.get(id as usize)) {
+                // From the original logit, so that a token seen twice is penalised once.
+                *new = if old < 0.0 { old * penalty } else { old / penalty };
+            }
+        }
+        Some(penalised)
+    }
+
+    /// Tokens that pass top-k, top-p and min-p with their weights `exp((logit - largest) / temperature)`, by id.
+    fn filter(&self, logits: &[f32], largest: f32) -> Vec<(usize, f64)> {
+        let weight = |logit: f32| weight(logit, largest, self.0.temperature);
+        let floor = kth_largest(logits, self.0.top_k);
+        let mut kept: Vec<(usize, f64)> = logits
+            .iter()
+            .enumerate()
+            .filter(|&(_, &logit)| logit >= floor && logit > f32::NEG_INFINITY)
+            .map(|(id, &logit)| (id, weight(logit)))
+            .collect();
+        if self.0.top_p < 1.0 {
+            let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+            let count = leading(&mut kept, self.0.top_p * total);
+            kept.truncate(count);
+        }
+        // The most likely token weighs 1, so a weight is its ratio to that.
+        kept.retain(|&(_, weight)| weight >= self.0.min_p);
+        // By id, as without filters, so that a filter that removes nothing changes no draw.
+        kept.sort_unstable_by_key(|&(id, _)| id);
+        kept
+    }
+}
+
+/// The `k`-th largest logit, minus infinity for `k = 0` or a `k` that keeps all.
+fn kth_largest(logits: &[f32], k: usize) -> f32 {
+    if k == 0 || k >= logits.len() {
+        return f32::NEG_INFINITY;
+    }
+    let mut values = logits.to_vec();
+    *values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+/// Moves the heaviest entries to the front, in order (lower ids first among equals), and returns the number of them whose
+/// weight together first reaches `mass`; at least 1. Sorts no more than about four times that number.
+fn leading(entries: &mut [(usize, f64)], mass: f64) -> usize {
+    let heavier = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let (mut sorted, mut sum) = (0, 0.0);
+    let mut chunk = 64;
+    while sorted < entries.len() {
+        let rest = &mut entries[sorted..];
+        if chunk < rest.len() {
+            rest.select_nth_unstable_by(chunk - 1, heavier);
+        }
+        let end = chunk.min(rest.len());
+        rest[..end].sort_unstable_by(heavier);
+        for entry in &rest[..end] {
+            sorted += 1;
+            sum += entry.1;
+            if sum >= mass {
+                return sorted;
+            }
+        }
+        chunk *= 3;
+    }
+    entries.len()
+}
+
+/// The index of the largest logit, the lowest of several.
+///
+/// # Errors
+/// [`Error::Logits`] for NaN or plus infinity anywhere, or where all are minus infinity.
+pub fn argmax(logits: &[f32]) -> Result<usize> {
+    let mut best = 0;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(Error::Logits { found: if logit.is_nan() { "NaN" } else { "infinite" }, token: id });
+        }
+        if logit > logits[best] {
+            best = id;
+        }
+    }
+    match logits.get(best) {
+        Some(&logit) if logit > f32::NEG_INFINITY => Ok(best),
+        _ => Err(Error::Logits { found: "all minus infinity", token: 0 }),
+    }
+}
+
+/// The token at which the cumulative distribution of `softmax(logits / temperature)` passes `u` in `[0, 1)`.
+///
+/// A deterministic function of the logits and one uniform number.
+///
+/// # Errors
+/// [`Error::Logits`] where the logits are no distribution.
+pub fn inverse_cdf(logits: &[f32], temperature: f64, u: f64) -> Result<usize> {
+    let largest = logits[argmax(logits)?];
+    let weights: Vec<f64> = logits.iter().map(|&logit| weight(logit, largest, temperature)).collect();
+    Ok(walk(weights.iter().copied(), u))
+}
+
+/// `argmax(logits / temperature + g)` with Gumbel noise `g`, which is distributed as `softmax(logits / temperature)`
+/// (Gumbel-max). With `g` drawn beforehand a small change of the logits seldom changes the token.
+///
+/// # Errors
+/// [`Error::Logits`] where the logits are no distribution.
+pub fn gumbel_argmax(logits: &[f32], temperature: f64, rng: &mut impl Rng) -> Result<usize> {
+    argmax(logits)?;
+    let mut best = (0, f64::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        let score = f64::from(logit) / temperature + rng::gumbel(rng);
+        if score > best.1 {
+            best = (id, score);
+        }
+    }
+    Ok(best.0)
+}
+
+/// `logits - ln sum exp(logits)`, summed in f64.
+///
+/// # Errors
+/// [`Error::Logits`] where the logits are no distribution.
+pub fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
+    let largest = f64::from(logits[argmax(logits)?]);
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
+    Ok(logits.iter().map(|&logit| f64::from(logit) - largest - sum.ln()).collect())
+}
+
+/// The weight of a token against the most likely one. In f64 because a temperature may magnify differences beyond f32.
+fn weight(logit: f32, largest: f32, temperature: f64) -> f64 {
+    ((f64::from(logit) - f64::from(largest)) / temperature).exp()
+}
+
+/// The first index whose cumulative weight exceeds `u` times the total; never one of weight zero.
+fn walk(weights: impl Iterator<Item = f64> + Clone, u: f64) -> usize {
+    let mut left = u * weights.clone().sum::<f64>();
+    let mut last = 0;
+    for (index, weight) in weights.enumerate().filter(|&(_, weight)| weight > 0.0) {
+        last = index;
+        left -= weight;
+        if left < 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rng::{Purpose, stream};
+
+    fn params(change: impl FnOnce(&mut SamplingParams)) -> Sampler {
+        let mut params = SamplingParams::default();
+        change(&mut params);
+        params.check().unwrap()
+    }
+
+    fn ids(sampler: &Sampler, logits: &[f32]) -> Vec<usize> {
+        sampler.distribution(logits, &[]).unwrap().iter().map(|c| c.id).collect()
+    }
+
+    #[test]
+    fn the_penalty_is_hugging_faces() {
+        let sampler = params(|p| p.repetition_penalty = 2.0);
+        // A token twice in the history is penalised once; ids outside the vocabulary are ignored.
+        let penalised = sampler.penalise(&[2.0, -1.0, 0.5], &[0, 1, 1, 0, 77]).unwrap();
+        assert_eq!(penalised, [1.0, -2.0, 0.5]);
+        let greedy = params(|p| (p.temperature, p.repetition_penalty) = (0.0, 3.0));
+        let mut rng = stream(0, 0, Purpose::FinalToken, 0);
+        assert_eq!(greedy.sample(&[1.0, 0.9, 0.0], &[0], &mut rng).unwrap(), 1);
+    }
+
+    #[test]
+    fn filters_keep_what_they_say() {
+        // Probabilities 0.5, 0.25, 0.125, 0.125.
+        let logits: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
+        assert_eq!(ids(&params(|p| p.top_k = 2), &logits), [0, 1]);
+        assert_eq!(ids(&params(|p| p.top_k = 3), &logits), [0, 1, 2, 3], "a tie with the last kept token stays");
+        assert_eq!(ids(&params(|p| p.top_p = 0.4), &logits), [0]);
+        assert_eq!(ids(&params(|p| p.top_p = 0.6), &logits), [0, 1]);
+        assert_eq!(ids(&params(|p| p.top_p = 0.8), &logits), [0, 1, 2], "the lower id wins a tie");
+        assert_eq!(ids(&params(|p| p.min_p = 0.3), &logits), [0, 1]);
+        // top-p sees the distribution that top-k left: 2/3, 1/3.
+        assert_eq!(ids(&params(|p| (p.top_k, p.top_p) = (2, 0.66)), &logits), [0]);
+        // and the tempered one: at temperature 1/2 it is 0.73, 0.18, ...
+        assert_eq!(ids(&params(|p| (p.temperature, p.top_p) = (0.5, 0.7)), &logits), [0]);
+    }
+
+    #[test]
+    fn bad_parameters_and_logits_are_refused() {
+        let refuses = |name: &str, change: fn(&mut SamplingParams)| {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            assert!(params.check().unwrap_err().to_string().starts_with(name));
+        };
+        refuses("temperature", |p| p.temperature = -1.0);
+        refuses("temperature", |p| p.temperature = f64::NAN);
+        refuses("top_p", |p| p.top_p = 0.0);
+        refuses("top_p", |p| p.top_p = 1.1);
+        refuses("min_p", |p| p.min_p = 1.0);
+        refuses("repetition_penalty", |p| p.repetition_penalty = 0.0);
+
+        let sampler = params(|_| ());
+        let mut rng = stream(0, 0, Purpose::FinalToken, 0);
+        for logits in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2], &[]] {
+            assert!(matches!(sampler.sample(logits, &[], &mut rng), Err(Error::Logits { .. })), "{logits:?}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let logits = [1.0f32, 0.0, -1.0, 2.0, f32::NEG_INFINITY, 0.5];
+        let temperature = 0.7;
+        let expected = params(|p| p.temperature = temperature).distribution(&logits, &[]).unwrap();
+        let count = 100_000;
+        let mut rng = stream(1, 0, Purpose::FinalToken, 0);
+        let mut check = |draw: &mut dyn FnMut(&mut rand_chacha::ChaCha8Rng) -> usize| {
+            let mut seen = [0usize; 6];
+            (0..count).for_each(|_| seen[draw(&mut rng)] += 1);
+            for candidate in &expected {
+                let p = candidate.probability;
+                let deviation = (seen[candidate.id] as f64 - p * f64::from(count)).abs();
+                assert!(deviation < 5.0 * (p * (1.0 - p) * f64::from(count)).sqrt(), "{candidate:?}: {seen:?}");
+            }
+            assert_eq!(seen[4], 0);
+        };
+        check(&mut |rng| params(|p| p.temperature = temperature).sample(&logits, &[], rng).unwrap());
+        check(&mut |rng| gumbel_argmax(&logits, temperature, rng).unwrap());
+    }
+
+    #[test]
+    fn log_probabilities_sum_to_one() {
+        let logs = log_softmax(&[1e4, 1e4 - 1.0, -1e4]).unwrap();
+        assert!((logs.iter().map(|l| l.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((logs[0] - logs[1] - 1.0).abs() < 1e-12);
+    }
+
+    fn rows() -> impl Strategy<Value = Vec<f32>> {
+        // Few distinct values, so that ties are common, and enough tokens to need more than one chunk of `leading`.
+        prop::collection::vec((-40i32..40).prop_map(|x| x as f32 / 8.0), 1..300)
+    }
+
+    proptest! {
+        #[test]
+        fn filters_that_keep_all_change_no_draw(logits in rows(), seed: u64) {
+            let plain = params(|_| ());
+            let wide = params(|p| (p.top_k, p.min_p) = (logits.len(), 1e-30));
+            let draw = |s: &Sampler| s.sample(&logits, &[], &mut stream(seed, 0, Purpose::FinalToken, 0)).unwrap();
+            prop_assert_eq!(draw(&plain), draw(&wide));
+        }
+
+        #[test]
+        fn temperature_zero_and_top_k_one_are_the_argmax(logits in rows(), seed: u64) {
+            let mut rng = stream(seed, 0, Purpose::FinalToken, 0);
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first = logits.iter().position(|&l| l == largest).unwrap();
+            prop_assert_eq!(SamplingParams::greedy().check().unwrap().sample(&logits, &[], &mut rng).unwrap(), first);
+            let one = params(|p| p.top_k = 1).sample(&logits, &[], &mut rng).unwrap();
+            prop_assert_eq!(logits[one], largest);
+        }
+
+        /// Against sorting everything.
+        #[test]
+        fn top_p_is_the_smallest_set_that_reaches_its_mass(logits in rows(), top_p in 0.01f64..1.0) {
+            let full = params(|_| ()).distribution(&logits, &[]).unwrap();
+            prop_assert!((full.iter().map(|c| c.probability).sum::<f64>() - 1.0).abs() < 1e-9);
+            let mut order: Vec<_> = full.iter().map(|c| (c.id, c.probability)).collect();
+            order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let kept = params(|p| p.top_p = top_p).distribution(&logits, &[]).unwrap();
+            prop_assert!((kept.iter().map(|c| c.probability).sum::<f64>() - 1.0).abs() < 1e-9);
+            let mut expected: Vec<usize> = order[..kept.len()].iter().map(|e| e.0).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(kept.iter().map(|c| c.id).collect::<Vec<_>>(), expected);
+            let mass = |n: usize| order[..n].iter().map(|e| e.1).sum::<f64>();
+            prop_assert!(mass(kept.len()) >= top_p - 1e-9);
+            prop_assert!(mass(kept.len() - 1) < top_p + 1e-9);
+        }
+
+        #[test]
+        fn a_filtered_token_is_never_drawn(
+            logits in rows(), seed: u64, top_k in 0usize..40, top_p in 0.05f64..=1.0, min_p in 0.0f64..0.9,
+            temperature in 0.05f64..3.0,
+        ) {
+            let sampler = params(|p| *p = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty: 1.0 });
+            let allowed = ids(&sampler, &logits);
+            prop_assert!(!allowed.is_empty());
+            for token in 0..20 {
+                let mut rng = stream(seed, 0, Purpose::FinalToken, token);
+                prop_assert!(allowed.contains(&sampler.sample(&logits, &[], &mut rng).unwrap()));
+            }
+        }
+    }
+}

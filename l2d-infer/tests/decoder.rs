@@ -1,0 +1,334 @@
+//! Laws of the decoder that need no golden numbers.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use l2d_core::L2d;
+use l2d_core::lm::host_values;
+use l2d_core::parameters::replace_parameters;
+use l2d_infer::decode::{
+    Completion, Detokenizer, Event, FinishReason, Hooks, Lane, Noise, Place, SeededNoise, TextStream,
+};
+use l2d_infer::ode::Solver;
+use l2d_infer::sampler::{Sampler, SamplingParams};
+use l2d_infer::{Decoder, DiffusionParams, Error, GenerationParams, Request, Result};
+use l2d_testkit::models::golden_l2d;
+use l2d_testkit::{Golden, TestBackend};
+
+type B = TestBackend;
+
+fn model(file: &str) -> L2d<B> {
+    let (lm, path) = golden_l2d(&Golden::load(file), &Default::default());
+    L2d { lm, path }
+}
+
+fn request(length: u32, sequence: u64) -> Request {
+    Request { tokens: (0..length).map(|i| 3 + (7 * i + sequence as u32) % 40).collect(), class: None, sequence }
+}
+
+fn diffusion(change: impl FnOnce(&mut DiffusionParams)) -> DiffusionParams {
+    let mut params = DiffusionParams { evaluations: 7, ..Default::default() };
+    change(&mut params);
+    params
+}
+
+fn run(model: &L2d<B>, params: DiffusionParams, generation: GenerationParams, requests: &[Request]) -> Vec<Completion> {
+    let decoder = Decoder::new(model, &params.check().unwrap()).unwrap();
+    decoder.generate(requests, &generation.check().unwrap(), Hooks::default()).unwrap()
+}
+
+fn tokens(count: usize) -> GenerationParams {
+    GenerationParams { max_tokens: count, seed: 5, ..Default::default() }
+}
+
+#[test]
+fn one_evaluation_is_the_plain_lm() {
+    let model = model("l2d_llama_lora");
+    let requests = [request(5, 0), request(9, 1)];
+    let one = run(&model, diffusion(|p| p.evaluations = 1), tokens(6), &requests);
+    let plain = Decoder::plain(&model.lm).generate(&requests, &tokens(6).check().unwrap(), Hooks::default()).unwrap();
+    assert_eq!(one, plain);
+    assert!(one.iter().all(|completion| completion.passes == 0));
+
+    // And greedily it is the arg-max of an uncached forward pass.
+    let greedy = GenerationParams { sampling: SamplingParams::greedy(), ..tokens(6) };
+    let completion = run(&model, diffusion(|p| p.evaluations = 1), greedy, &requests[1..]).remove(0);
+    let mut sequence = requests[1].tokens.clone();
+    for token in completion.tokens {
+        let mut cache = model.lm.new_cache(vec![0], sequence.len());
+        let logits = host_values(model.lm.logits(model.lm.forward(&[sequence.clone()], &mut cache)));
+        let last = &logits[logits.len() - model.lm.config.vocab_size..];
+        assert_eq!(token as usize, l2d_infer::sampler::argmax(last).unwrap());
+        sequence.push(token);
+    }
+}
+
+#[test]
+fn a_sequence_does_not_notice_its_neighbours() {
+    let model = model("l2d_llama_guidance");
+    for guidance in [1.0, 2.5] {
+        let params = diffusion(|p| p.guidance = guidance);
+        let requests: Vec<Request> = [(4, None), (11, Some(0)), (7, Some(2)), (2, Some(1)), (9, None)]
+            .into_iter()
+            .enumerate()
+            .map(|(i, (length, class))| Request { class, ..request(length, i as u64) })
+            .collect();
+        let free = run(&model, params, tokens(12), &requests);
+        // Stop tokens taken from the output end the rows at different times.
+        let stop_tokens = vec![free[0].tokens[3], free[1].tokens[6]];
+        let generation = GenerationParams { stop_tokens: stop_tokens.clone(), ..tokens(12) };
+        let together = run(&model, params, generation.clone(), &requests);
+        for (request, (completion, free)) in requests.iter().zip(together.iter().zip(&free)) {
+            let alone = run(&model, params, generation.clone(), std::slice::from_ref(request)).remove(0);
+            assert_eq!(*completion, alone, "guidance {guidance}, sequence {}", request.sequence);
+            let end = free.tokens.iter().position(|token| stop_tokens.contains(token)).map_or(12, |at| at + 1);
+            assert_eq!(completion.tokens, free.tokens[..end], "stopping early changes nothing before");
+        }
+        let mut reversed = requests.clone();
+        reversed.reverse();
+        let mut backwards = run(&model, params, generation, &reversed);
+        backwards.reverse();
+        assert_eq!(backwards, together);
+        let lengths: Vec<usize> = together.iter().map(|completion| completion.tokens.len()).collect();
+        assert!(lengths.iter().any(|&n| n < 12), "some row ended early: {lengths:?}");
+    }
+}
+
+#[test]
+fn seed_and_sequence_decide() {
+    let model = model("l2d_qwen2_lora");
+    let seeded = |seed: u64, sequence: u64| {
+        let request = Request { sequence, ..request(6, 0) };
+        run(&model, diffusion(|_| ()), GenerationParams { seed, ..tokens(10) }, &[request]).remove(0).tokens
+    };
+    assert_eq!(seeded(1, 1), seeded(1, 1));
+    assert_ne!(seeded(1, 1), seeded(2, 1));
+    assert_ne!(seeded(1, 1), seeded(1, 2));
+}
+
+#[test]
+fn guidance_at_strength_one_is_the_class_alone() {
+    let model = model("l2d_llama_guidance");
+    let classed = Request { class: Some(1), ..request(6, 3) };
+    let logits = |guidance: f64, class: Option<usize>| {
+        let request = Request { class, ..classed.clone() };
+        let mut probe = Probe::default();
+        let decoder = Decoder::new(&model, &diffusion(|p| p.guidance = guidance).check().unwrap()).unwrap();
+        let hooks = Hooks { noise: Some(&mut probe), ..Hooks::default() };
+        let completion = decoder.generate(&[request], &tokens(1).check().unwrap(), hooks).unwrap().remove(0);
+        (probe.logits.remove(0), probe.lanes, completion.passes)
+    };
+    let (single, lanes, passes) = logits(1.0, classed.class);
+    assert!(lanes.iter().all(|lane| *lane == Lane::Class));
+    assert_eq!(passes, 6, "three midpoint steps less the one at t = 0, and the closing one");
+    let (barely, lanes, passes) = logits(1.0 + 1e-12, classed.class);
+    assert_eq!(lanes.iter().filter(|lane| **lane == Lane::NoClass).count(), 6);
+    assert_eq!(passes, 11);
+    let difference = single.iter().zip(&barely).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference < 1e-4, "{difference}");
+    assert_ne!(single, logits(2.0, classed.class).0);
+    // Without a class there is nothing to guide between.
+    assert_eq!(logits(1.0, None).0, logits(2.0, None).0);
+}
+
+/// Seeded noise that keeps what it was asked.
+#[derive(Default)]
+struct Probe {
+    logits: Vec<Vec<f32>>,
+    lanes: Vec<Lane>,
+    draws: usize,
+    raise: Option<(usize, &'static AtomicBool)>,
+}
+
+impl Noise for Probe {
+    fn initial(&mut self, at: Place, count: usize) -> Vec<f64> {
+        SeededNoise { seed: 5 }.initial(at, count)
+    }
+
+    fn velocity_token(
+        &mut self,
+        at: Place,
+        call: usize,
+        lane: Lane,
+        logits: &[f32],
+        temperature: f64,
+    ) -> Result<usize> {
+        self.lanes.push(lane);
+        self.draws += 1;
+        if let Some((_, flag)) = self.raise.filter(|(after, _)| self.draws >= *after) {
+            flag.store(true, Ordering::Relaxed);
+        }
+        SeededNoise { seed: 5 }.velocity_token(at, call, lane, logits, temperature)
+    }
+
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+        self.logits.push(logits.to_vec());
+        SeededNoise { seed: 5 }.emitted_token(at, sampler, logits, history)
+    }
+}
+
+#[test]
+fn a_long_prompt_goes_through_in_parts_and_changes_nothing() {
+    let model = model("l2d_llama_lora");
+    let requests = [request(600, 0), request(300, 1)];
+    let mut probe = Probe::default();
+    let hooks = Hooks { noise: Some(&mut probe), ..Hooks::default() };
+    Decoder::plain(&model.lm).generate(&requests, &tokens(1).check().unwrap(), hooks).unwrap();
+    for (request, found) in requests.iter().zip(&probe.logits) {
+        let mut cache = model.lm.new_cache(vec![0], request.tokens.len());
+        let whole = host_values(model.lm.logits(model.lm.forward(std::slice::from_ref(&request.tokens), &mut cache)));
+        let expected = &whole[whole.len() - found.len()..];
+        let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference < 5e-5, "{difference}");
+    }
+}
+
+/// One letter a token, of which every third comes a token late, as the parts of a character do.
+struct Letters(VecDeque<char>, usize);
+
+impl TextStream for Letters {
+    fn push(&mut self, token: u32) -> String {
+        self.0.push_back(letter(token));
+        self.1 += 1;
+        if self.1.is_multiple_of(3) { String::new() } else { self.0.drain(..).collect() }
+    }
+
+    fn finish(&mut self) -> String {
+        self.0.drain(..).collect()
+    }
+}
+
+fn letter(token: u32) -> char {
+    char::from(b'a' + (token % 26) as u8)
+}
+
+struct Alphabet;
+
+impl Detokenizer for Alphabet {
+    fn begin(&self) -> Box<dyn TextStream + '_> {
+        Box::new(Letters(VecDeque::new(), 0))
+    }
+}
+
+#[test]
+fn text_streams_and_stops_at_strings() {
+    let model = model("l2d_llama_lora");
+    let requests = [request(5, 0), request(8, 1), request(3, 2)];
+    let decoder = Decoder::new(&model, &diffusion(|_| ()).check().unwrap()).unwrap();
+    let texts = |generation: GenerationParams| {
+        let streamed = RefCell::new(vec![(String::new(), 0usize, 0usize, None); requests.len()]);
+        let mut on_event = |event: Event<'_>| match event {
+            Event::Token { request, text, passes, .. } => {
+                let row = &mut streamed.borrow_mut()[request];
+                row.0 += text;
+                row.1 += 1;
+                row.2 += passes;
+            }
+            Event::Finished { request, text, reason } => {
+                let row = &mut streamed.borrow_mut()[request];
+                row.0 += text;
+                row.3 = Some(reason.clone());
+            }
+        };
+        let hooks = Hooks { text: Some(&Alphabet), on_event: Some(&mut on_event), ..Hooks::default() };
+        let completions = decoder.generate(&requests, &generation.check().unwrap(), hooks).unwrap();
+        for (completion, streamed) in completions.iter().zip(streamed.into_inner()) {
+            let whole =
+                (completion.text.clone(), completion.tokens.len(), completion.passes, Some(completion.finish.clone()));
+            assert_eq!(streamed, whole, "events and completion tell the same");
+        }
+        completions
+    };
+    let free = texts(tokens(9));
+    for completion in &free {
+        assert_eq!(completion.text, completion.tokens.iter().map(|&token| letter(token)).collect::<String>());
+        assert_eq!(completion.finish, FinishReason::MaxTokens);
+        assert_eq!(completion.passes, 9 * 6);
+    }
+    // A stop string over three tokens of the first row.
+    let string: String = free[0].text.chars().skip(4).take(3).collect();
+    let stopped = texts(GenerationParams { stop_strings: vec![string.clone()], ..tokens(9) });
+    for (stopped, free) in stopped.iter().zip(&free) {
+        match free.text.split_once(&string) {
+            Some((before, _)) => {
+                assert_eq!(stopped.text, before);
+                assert_eq!(stopped.finish, FinishReason::StopString(string.clone()));
+            }
+            None => assert_eq!(stopped, free),
+        }
+    }
+    // A stop token has no text; what the stream held back comes out all the same.
+    let stop_tokens = vec![free[0].tokens[3]];
+    let stopped = texts(GenerationParams { stop_tokens: stop_tokens.clone(), ..tokens(9) });
+    let end = free[0].tokens.iter().position(|token| stop_tokens.contains(token)).unwrap();
+    assert_eq!(stopped[0].text, free[0].text[..end]);
+    assert_eq!(stopped[0].finish, FinishReason::StopToken(stop_tokens[0]));
+}
+
+#[test]
+fn a_caller_may_call_it_off_between_tokens_and_within_one() {
+    let model = model("l2d_llama_lora");
+    let decoder = Decoder::new(&model, &diffusion(|_| ()).check().unwrap()).unwrap();
+    let whole = run(&model, diffusion(|_| ()), tokens(9), &[request(5, 0)]).remove(0);
+
+    let flag = AtomicBool::new(false);
+    let mut count = 0;
+    let mut on_event = |event: Event<'_>| {
+        count += usize::from(matches!(event, Event::Token { .. }));
+        flag.store(count == 4, Ordering::Relaxed);
+    };
+    let hooks = Hooks { on_event: Some(&mut on_event), cancel: Some(&flag), ..Hooks::default() };
+    let cut = decoder.generate(&[request(5, 0)], &tokens(9).check().unwrap(), hooks).unwrap().remove(0);
+    assert_eq!((cut.finish, &cut.tokens[..]), (FinishReason::Cancelled, &whole.tokens[..4]));
+
+    static WITHIN: AtomicBool = AtomicBool::new(false);
+    // Six draws a token: the flag goes up in the middle of the third.
+    let mut probe = Probe { raise: Some((15, &WITHIN)), ..Probe::default() };
+    let hooks = Hooks { noise: Some(&mut probe), cancel: Some(&WITHIN), ..Hooks::default() };
+    let cut = decoder.generate(&[request(5, 0)], &tokens(9).check().unwrap(), hooks).unwrap().remove(0);
+    assert_eq!((cut.finish, &cut.tokens[..]), (FinishReason::Cancelled, &whole.tokens[..2]));
+    assert_eq!(probe.draws, 15, "no evaluation after the flag");
+}
+
+#[test]
+fn bad_requests_are_refused_before_anything_is_computed() {
+    let model = model("l2d_llama_guidance");
+    let decoder = Decoder::new(&model, &diffusion(|_| ()).check().unwrap()).unwrap();
+    let refused = |request: Request, generation: GenerationParams| {
+        let requests = [self::request(3, 0), request];
+        decoder.generate(&requests, &generation.check().unwrap(), Hooks::default()).unwrap_err()
+    };
+    let empty = refused(Request { tokens: vec![], ..request(1, 0) }, tokens(1));
+    assert!(matches!(empty, Error::Request { request: 1, .. }), "{empty}");
+    let foreign = refused(Request { tokens: vec![1, 1 << 20], ..request(1, 0) }, tokens(1));
+    assert!(foreign.to_string().contains("1048576"), "{foreign}");
+    let classes = refused(Request { class: Some(3), ..request(4, 0) }, tokens(1));
+    assert!(classes.to_string().contains("class 3"), "{classes}");
+    let context = model.lm.config.max_positions;
+    let long = refused(request(context as u32 - 3, 0), tokens(4));
+    assert!(matches!(long, Error::Context { request: 1, wanted: 4, .. }), "{long}");
+    let strings = GenerationParams { stop_strings: vec!["x".into()], ..tokens(1) };
+    assert!(refused(request(2, 0), strings).to_string().contains("text stream"));
+
+    assert!(tokens(0).check().unwrap_err().to_string().contains("max_tokens"));
+    let even = diffusion(|p| p.evaluations = 8).check().unwrap_err();
+    assert!(even.to_string().contains("7 and 9"), "{even}");
+    assert!(diffusion(|p| p.guidance = f64::NAN).check().is_err());
+    let unguided = self::model("l2d_llama_lora");
+    let guided = diffusion(|p| p.guidance = 2.0).check().unwrap();
+    assert!(Decoder::new(&unguided, &guided).unwrap_err().to_string().contains("guidance"));
+    assert_eq!(decoder.generate(&[], &tokens(3).check().unwrap(), Hooks::default()).unwrap(), []);
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_an_error() {
+    let mut model = model("l2d_llama_lora");
+    let broken = |_: &str, shape: &[usize]| Ok(vec![f32::NAN; shape.iter().product()]);
+    model.path = replace_parameters(model.path, &mut { broken }).unwrap();
+    for solver in [Solver::Euler, Solver::Midpoint] {
+        let decoder = Decoder::new(&model, &diffusion(|p| p.solver = solver).check().unwrap()).unwrap();
+        let outcome = decoder.generate(&[request(4, 0)], &tokens(2).check().unwrap(), Hooks::default());
+        assert!(matches!(outcome, Err(Error::Logits { .. })));
+    }
+}

@@ -1,0 +1,162 @@
+//! The objectives behind one interface: what the training loop needs to know of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter, read_tensors, save_adapter, write_tensors};
+use l2d_core::diffusion::DiffusionPath;
+use l2d_core::error::Error as CoreError;
+use l2d_core::lm::{HostTensor, Lm};
+use l2d_core::parameters::{parameters, replace_parameters, trainable};
+use rand_chacha::ChaCha8Rng;
+
+use crate::data::Batch;
+use crate::error::Result;
+use crate::objective::{L2dObjective, LmObjective, StepLoss};
+use crate::optimiser::NamedGradients;
+
+/// Name of the trained weights in a checkpoint's folder.
+pub const WEIGHTS_FILE: &str = "adapter.safetensors";
+
+/// Something that can be trained.
+pub trait Task<AB: AutodiffBackend> {
+    /// What is trained.
+    type Model: AutodiffModule<AB>;
+
+    /// The loss of a micro-batch and the gradient of its SUM over labelled positions. `rngs` holds one generator for each
+    /// sequence.
+    fn gradients(
+        &self,
+        model: &Self::Model,
+        batch: &Batch,
+        rngs: &mut [ChaCha8Rng],
+    ) -> (StepLoss, NamedGradients<AB::InnerBackend>);
+
+    /// The loss alone, for validation.
+    fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss;
+
+    /// The class index of examples without a class, when classes are trained.
+    fn no_class(&self, model: &Self::Model) -> Option<usize>;
+
+    /// Saves the trained weights, exactly, into a checkpoint's folder.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()>;
+
+    /// Restores what [`Task::save`] wrote; `model` has the right shape.
+    ///
+    /// # Errors
+    /// A file is missing or does not fit.
+    fn load(&self, model: Self::Model, folder: &Path) -> Result<Self::Model>;
+}
+
+/// L2D: a diffusion path beside a frozen LM.
+#[derive(Debug)]
+pub struct L2dTask<AB: AutodiffBackend> {
+    objective: L2dObjective<AB>,
+    base: BaseFingerprint,
+}
+
+impl<AB: AutodiffBackend> L2dTask<AB> {
+    /// Trains beside the objective's LM.
+    pub fn new(objective: L2dObjective<AB>) -> Self {
+        let base = BaseFingerprint::of(objective.lm());
+        Self { objective, base }
+    }
+
+    /// The objective.
+    pub fn objective(&self) -> &L2dObjective<AB> {
+        &self.objective
+    }
+
+    /// The base's fingerprint, as adapters carry it.
+    pub fn base(&self) -> &BaseFingerprint {
+        &self.base
+    }
+}
+
+impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
+    type Model = DiffusionPath<AB>;
+
+    fn gradients(
+        &self,
+        model: &Self::Model,
+        batch: &Batch,
+        rngs: &mut [ChaCha8Rng],
+    ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
+        let batch = batch.labelled();
+        let draws = self.objective.draw(&model.config, &batch, rngs);
+        let (loss, gradients) = self.objective.loss_and_gradients(model, &batch, &draws);
+        (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+    }
+
+    fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss {
+        let batch = batch.labelled();
+        let draws = self.objective.draw(&model.config, &batch, rngs);
+        self.objective.loss(&model.valid(), &batch, &draws)
+    }
+
+    fn no_class(&self, model: &Self::Model) -> Option<usize> {
+        model.config.no_class()
+    }
+
+    fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
+        Ok(save_adapter(&folder.join(WEIGHTS_FILE), &model.valid(), &self.base, notes, StoredDtype::F32)?)
+    }
+
+    fn load(&self, _model: Self::Model, folder: &Path) -> Result<Self::Model> {
+        let path = load_adapter(&folder.join(WEIGHTS_FILE), self.objective.lm())?;
+        Ok(trainable(AutodiffModule::from_inner(path)))
+    }
+}
+
+/// The LM itself: from scratch, full finetuning, or LoRA. Saves its trained parameters by name; the finished model is
+/// exported by whoever knows the tokenizer that belongs to it.
+#[derive(Debug, Clone, Copy)]
+pub struct LmTask {
+    /// The objective.
+    pub objective: LmObjective,
+}
+
+impl<AB: AutodiffBackend> Task<AB> for LmTask {
+    type Model = Lm<AB>;
+
+    fn gradients(
+        &self,
+        model: &Self::Model,
+        batch: &Batch,
+        _rngs: &mut [ChaCha8Rng],
+    ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
+        let (loss, gradients) = self.objective.loss_and_gradients(model, &batch.labelled());
+        (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+    }
+
+    fn loss(&self, model: &Self::Model, batch: &Batch, _rngs: &mut [ChaCha8Rng]) -> StepLoss {
+        self.objective.loss(&model.valid(), &batch.labelled())
+    }
+
+    fn no_class(&self, _model: &Self::Model) -> Option<usize> {
+        None
+    }
+
+    fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
+        let mut metadata = notes.clone();
+        metadata.insert("format".into(), "l2d-lm-parameters".into());
+        Ok(write_tensors(&folder.join(WEIGHTS_FILE), &parameters(model), &metadata, StoredDtype::F32)?)
+    }
+
+    fn load(&self, model: Self::Model, folder: &Path) -> Result<Self::Model> {
+        let file = folder.join(WEIGHTS_FILE);
+        let (mut tensors, _) = read_tensors(&file)?;
+        Ok(replace_parameters(model.clone(), &mut |name, shape| match tensors.remove(name) {
+            Some(HostTensor { shape: found, values, .. }) if found == shape => Ok(values),
+            Some(HostTensor { shape: found, .. }) => {
+                Err(CoreError::Shape { path: file.clone(), name: name.to_string(), expected: shape.to_vec(), found })
+            }
+            None => Err(CoreError::MissingTensor { path: file.clone(), name: name.to_string() }),
+        })?)
+    }
+}
