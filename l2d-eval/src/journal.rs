@@ -26,6 +26,10 @@ pub struct Record {
     pub row: usize,
     /// Which sample of the row, from 0.
     pub sample: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// The settings it was generated with, [`crate::RunSettings::generation`].
+    pub settings: Value,
     /// What was asked.
     pub question: String,
     /// The reference solution.
@@ -180,6 +184,8 @@ mod tests {
             task: "gsm8k".to_owned(),
             row: 3,
             sample: 0,
+            seed: 1,
+            settings: json!({"steps": 15}),
             question: "1+1?\nnow".to_owned(),
             reference: "#### 2".to_owned(),
             completion: Completion {

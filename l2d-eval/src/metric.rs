@@ -183,9 +183,9 @@ mod tests {
         let p = Proportion::of(judged(&samples, 1)).unwrap();
         close(p.mean, 0.3);
         close(p.standard_error.unwrap(), (0.3_f64 * 0.7 / 99.0).sqrt());
-        // statsmodels.stats.proportion.proportion_confint(30, 100, method="wilson")
-        assert!((p.wilson_95[0] - 0.218_948_852_949_397_4).abs() < 1e-9, "{:?}", p.wilson_95);
-        assert!((p.wilson_95[1] - 0.395_848_549_538_212_4).abs() < 1e-9, "{:?}", p.wilson_95);
+        // The roots of (p - x)^2 = z^2 x (1 - x) / n, which define the interval, solved in 40 digits.
+        assert!((p.wilson_95[0] - 0.218948852949).abs() < 1e-11, "{:?}", p.wilson_95);
+        assert!((p.wilson_95[1] - 0.395848546333).abs() < 1e-11, "{:?}", p.wilson_95);
         assert_eq!((p.correct, p.samples, p.questions), (30, 100, 100));
     }
 

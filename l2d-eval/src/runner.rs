@@ -250,7 +250,7 @@ impl<'t> Evaluation<'t> {
                 }
                 let sample = self.judge(question, *sample, completion, seconds);
                 if journal.is_some() {
-                    records.push(self.record(question, &sample, key));
+                    records.push(self.record(question, settings, &sample, key));
                 }
                 samples.push(sample);
             }
@@ -300,12 +300,14 @@ impl<'t> Evaluation<'t> {
         Sample { row: question.row, sample, completion, scores, seconds, resumed: false }
     }
 
-    fn record(&self, question: &Question, sample: &Sample, key: &str) -> Record {
+    fn record(&self, question: &Question, settings: &RunSettings, sample: &Sample, key: &str) -> Record {
         Record {
             key: key.to_owned(),
             task: self.task.name().to_owned(),
             row: sample.row,
             sample: sample.sample,
+            seed: settings.seed,
+            settings: settings.generation.clone(),
             question: question.problem.question.clone(),
             reference: question.problem.solution.clone(),
             completion: sample.completion.clone(),

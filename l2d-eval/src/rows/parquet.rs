@@ -26,6 +26,13 @@ pub(super) fn read_into(path: &Path, wanted: usize, rows: &mut Vec<Row>) -> Resu
 
 fn read_records(file: File, name: &str, wanted: usize, rows: &mut Vec<Row>) -> Result<(), ParquetError> {
     let reader = SerializedFileReader::new(file)?;
+    for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+        if start < 0 || column.compressed_size() < 0 {
+            let reason = format!("column `{}` lies before the file", column.column_path().string());
+            return Err(ParquetError::General(reason));
+        }
+    }
     let promised = reader.metadata().file_metadata().num_rows();
     let mut read = 0;
     for record in reader.get_row_iter(None)? {
