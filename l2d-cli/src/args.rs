@@ -132,9 +132,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<usize>,
 
-    /// The most tokens to emit.
-    #[arg(long, default_value_t = 256, value_name = "M")]
-    pub(crate) max_tokens: usize,
+    /// The most tokens to emit [default: 256, or what the context has room for].
+    #[arg(long, value_name = "M")]
+    pub(crate) max_tokens: Option<usize>,
 
     /// Feed the prompt as it is, without a chat template.
     #[arg(long)]
@@ -164,9 +164,9 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<usize>,
 
-    /// The most tokens in one answer.
-    #[arg(long, default_value_t = 512, value_name = "M")]
-    pub(crate) max_tokens: usize,
+    /// The most tokens in one answer [default: 512, or what the context has room for].
+    #[arg(long, value_name = "M")]
+    pub(crate) max_tokens: Option<usize>,
 
     /// A system message.
     #[arg(long, value_name = "TEXT")]

@@ -54,7 +54,7 @@ impl Problem {
     /// into training.
     fn split(self) -> Split {
         let mixed = (self.left * 100 + self.right).wrapping_mul(2_654_435_761);
-        if (mixed >> 16) % 20 == 0 { Split::Test } else { Split::Train }
+        if (mixed >> 16).is_multiple_of(20) { Split::Test } else { Split::Train }
     }
 }
 

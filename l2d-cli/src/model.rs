@@ -72,9 +72,9 @@ pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device) -> Result<(
 /// The plain LM, or the LM with its diffusion path.
 pub(crate) enum Model<B: Backend> {
     /// Only one step per token makes sense.
-    Plain(Lm<B>),
+    Plain(Box<Lm<B>>),
     /// Any number of steps.
-    Joined(L2d<B>),
+    Joined(Box<L2d<B>>),
 }
 
 impl<B: Backend> Model<B> {
@@ -82,8 +82,8 @@ impl<B: Backend> Model<B> {
     pub(crate) fn load(args: &ModelArgs, device: &B::Device) -> Result<(Self, Text), CliError> {
         let (lm, text) = load_base::<B>(&args.model, device)?;
         let model = match &args.adapter {
-            None => Self::Plain(lm),
-            Some(file) => Self::Joined(L2d { path: load_adapter(file, &lm)?, lm }),
+            None => Self::Plain(Box::new(lm)),
+            Some(file) => Self::Joined(Box::new(L2d { path: load_adapter(file, &lm)?, lm })),
         };
         Ok((model, text))
     }
@@ -94,6 +94,13 @@ impl<B: Backend> Model<B> {
             Self::Plain(lm) => lm,
             Self::Joined(model) => &model.lm,
         }
+    }
+
+    /// How many tokens an answer may have: what was asked for, else `usual` or as many as the context has room for after
+    /// the prompt. (A prompt that leaves no room is the decoder's to refuse.)
+    pub(crate) fn room(&self, asked: Option<usize>, usual: usize, prompt: usize) -> usize {
+        let context = self.lm().config.max_positions;
+        asked.unwrap_or_else(|| usual.min(context.saturating_sub(prompt)).max(1))
     }
 
     /// A decoder that spends `params.evaluations` on each token.

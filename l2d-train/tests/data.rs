@@ -102,7 +102,7 @@ fn missing_files_empty_folders_and_truncated_archives_are_refused() {
 fn template_errors_and_unknown_classes_name_the_conversation() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = file(&folder, "a.jsonl", "{\"question\":\"q\",\"answer\":\"no!\",\"kind\":\"art\"}\n");
-    let rows = read_conversations(&[path.clone()], &Columns::default()).expect("read");
+    let rows = read_conversations(std::slice::from_ref(&path), &Columns::default()).expect("read");
     let error = Dataset::build(&rows, &Characters, &[], 100).expect_err("template");
     assert!(error.to_string().contains("conversation 1: no shouting"), "{error}");
     let columns = Columns { class: Some("kind".into()), ..Default::default() };

@@ -59,14 +59,15 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
             _ => {}
         }
         messages.push(Message::user(line));
+        let tokens = text.prompt(&messages)?;
         let generation = GenerationParams {
-            max_tokens: args.max_tokens,
+            max_tokens: model.room(args.max_tokens, 512, tokens.len()),
             seed: args.decode.seed,
             sampling: args.decode.sampling(),
             stop_tokens: text.stop_tokens.clone(),
             stop_strings: Vec::new(),
         };
-        let request = Request { tokens: text.prompt(&messages)?, class: None, sequence: turn };
+        let request = Request { tokens, class: None, sequence: turn };
         turn += 1;
         cancel.store(false, Ordering::Relaxed);
         let mut show = |event: Event<'_>| {

@@ -25,7 +25,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let decoder = model.decoder(args.decode.diffusion(steps))?;
     let generation = GenerationParams {
-        max_tokens: args.max_tokens,
+        max_tokens: model.room(args.max_tokens, 256, tokens.len()),
         seed: args.decode.seed,
         sampling: args.decode.sampling(),
         stop_tokens: text.stop_tokens.clone(),
