@@ -220,7 +220,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = data(folder.path());
     let out = folder.path().join("run");
-    let mut command = train(&tiny(), &data, &out);
+    let mut command = train_for(&tiny(), &data, &out);
     command.args([
         "--learning-rate",
         "1e30",
