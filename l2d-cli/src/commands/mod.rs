@@ -4,5 +4,6 @@ pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod losses;
 pub(crate) mod quickstart;
 pub(crate) mod train;

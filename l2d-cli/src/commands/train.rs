@@ -20,6 +20,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::args::{ObjectiveArg, TrainArgs};
+use crate::commands::losses;
 use crate::error::CliError;
 use crate::export::export_model;
 use crate::model::{Text, load_base, on_interrupt};
@@ -64,7 +65,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
             let file = args.out.join("adapter.safetensors");
             let best = best_or_last(&task, &trained)?;
             task.save(&best, &args.out, &notes(args))?;
-            finish(&trained, &file.display().to_string())
+            finish(&trained, &args.out, &file)
         }
         ObjectiveKind::Full | ObjectiveKind::Lora => {
             let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
@@ -81,7 +82,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
             let best = best_or_last::<B, _>(&task, &trained)?;
             let dtype = if args.f16 { StoredDtype::F16 } else { StoredDtype::F32 };
             export_model(&folder, &best.valid(), &text, dtype)?;
-            finish(&trained, &folder.display().to_string())
+            finish(&trained, &args.out, &folder)
         }
     }
 }
@@ -108,11 +109,12 @@ fn best_or_last<B: Backend, T: Task<Autodiff<B>>>(task: &T, trained: &Trained<T:
     })
 }
 
-fn finish<M>(trained: &Trained<M>, written: &str) -> Result<(), CliError> {
+fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), CliError> {
     if let Some(loss) = trained.best_validation {
         eprintln!("lowest validation loss: {loss:.4}");
     }
-    eprintln!("wrote {written}");
+    losses::plot(run)?;
+    eprintln!("wrote {}", written.display());
     match trained.outcome {
         Outcome::Finished => Ok(()),
         Outcome::Interrupted => {
