@@ -8,7 +8,7 @@ use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter, write_atomically};
 use l2d_eval::metric::Proportion;
 use l2d_eval::plot::AccuracyPlot;
 use l2d_eval::report::{Report, RunReport, TaskReport};
-use l2d_eval::rows::read_split;
+use l2d_eval::rows::{read_file, read_split};
 use l2d_eval::task::Turn;
 use l2d_eval::tasks::by_name;
 use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, Progress, RunSettings, Sample};
@@ -36,11 +36,15 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs) -> Result<(), CliError> {
     let identity = identity(&args.model, &BaseFingerprint::of(model.lm()))?;
     let cancel = on_interrupt()?;
     for task in &tasks {
-        let data_set = task.data_set().ok_or_else(|| {
-            CliError::Usage(format!("{} has no data set of its own; it belongs to the quick start", task.name()))
-        })?;
-        let (rows, provenance) = read_split(&args.data, &data_set, task.split(), args.limit)?;
-        let (shot_rows, _) = read_split(&args.data, &data_set, task.shot_split(), Some(task.shots()))?;
+        let (rows, shot_rows, provenance) = match task.data_set() {
+            Some(data_set) => {
+                let (rows, provenance) = read_split(&args.data, &data_set, task.split(), args.limit)?;
+                let (shots, _) = read_split(&args.data, &data_set, task.shot_split(), Some(task.shots()))?;
+                (rows, shots, Some(provenance))
+            }
+            // A task of ours, without a published data set or shots: its rows are a file that the quick start writes.
+            None => (read_file(&args.data.join(format!("{}.jsonl", task.split())))?, Vec::new(), None),
+        };
         let measure = |turns: &[Turn], solution: &str| length(&text, turns, solution);
         let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS };
         let evaluation = Evaluation::prepare(task.as_ref(), &rows, &shot_rows, args.limit, Some(&limit))?;
@@ -76,7 +80,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs) -> Result<(), CliError> {
                 break;
             }
         }
-        let report = Report::new(TaskReport::new(&evaluation, Some(&provenance)), identity.clone(), runs);
+        let report = Report::new(TaskReport::new(&evaluation, provenance.as_ref()), identity.clone(), runs);
         write(&args.out, task.name(), &report)?;
         println!("{}", report.to_markdown());
         if interrupted {

@@ -9,8 +9,8 @@ pub use gsm8k::Gsm8k;
 use crate::error::{Error, Result};
 use crate::task::Task;
 
-/// Names of the tasks with a public data set, as `l2d eval --tasks` takes them.
-pub const NAMES: &[&str] = &["gsm8k"];
+/// Names of the tasks, as `l2d eval --tasks` takes them.
+pub const NAMES: &[&str] = &["gsm8k", "arithmetic"];
 
 /// A task by name, in its standard setting.
 ///
@@ -19,6 +19,7 @@ pub const NAMES: &[&str] = &["gsm8k"];
 pub fn by_name(name: &str) -> Result<Box<dyn Task>> {
     match name {
         "gsm8k" => Ok(Box::new(Gsm8k::default())),
+        "arithmetic" => Ok(Box::new(Arithmetic::default())),
         _ => Err(Error::UnknownTask { name: name.to_owned(), known: NAMES.join(", ") }),
     }
 }
@@ -33,6 +34,6 @@ mod tests {
             assert_eq!(by_name(name).unwrap().name(), *name);
         }
         let error = by_name("gsm9k").err().unwrap();
-        assert_eq!(error.to_string(), "no task `gsm9k` (there is gsm8k)");
+        assert_eq!(error.to_string(), "no task `gsm9k` (there is gsm8k, arithmetic)");
     }
 }
