@@ -114,10 +114,16 @@ fn parity_four_adamw_updates() {
             gradients.scale(clip_coefficient(norm, number("clip")));
             path = optimiser.step::<AB, _>(path, &gradients, number("lr"));
         }
+        let mut compared = 0;
         for parameter in parameters(&path) {
             // A weight whose gradient is rounding noise moves by up to the learning rate in either direction; the rest is
             // exact. Such weights are few: the comparison is of the root mean square.
             let (reference, transpose) = reference_name(&parameter.name, case.name.ends_with("full"));
+            // The file with full copies keeps only some of them.
+            if !case.golden.has(&format!("param_after_adamw/{reference}")) {
+                continue;
+            }
+            compared += 1;
             let golden = case.golden.get(&format!("param_after_adamw/{reference}"));
             let values = if transpose {
                 transposed(&parameter.values, parameter.shape[0], parameter.shape[1])
@@ -130,6 +136,7 @@ fn parity_four_adamw_updates() {
                 assert!(rms < 1e-4, "{} {reference}: off by {rms:.2e}", case.name);
             }
         }
+        assert_eq!(compared, case.golden.names("param_after_adamw/").len(), "{}", case.name);
     }
 }
 
