@@ -4,9 +4,11 @@
 
 use burn::backend::wgpu::WgpuDevice;
 use burn::backend::{Autodiff, Wgpu};
+use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
-use l2d_core::diffusion::merge;
+use l2d_core::diffusion::{DiffusionPath, merge};
 use l2d_core::lm::host_values;
+use l2d_core::parameters::trainable;
 use l2d_testkit::models::{BASE_FOLDERS, golden_l2d, golden_lm};
 use l2d_testkit::{Golden, assert_close};
 use l2d_train::objective::{Draws, L2dObjective, Labelled};
@@ -86,8 +88,7 @@ fn parity_of_the_training_loss() {
     let Some(device) = device() else { return };
     let golden = Golden::load("l2d_llama_lora");
     let (lm, path) = golden_l2d::<B>(&golden, &device);
-    let path = burn::module::AutodiffModule::<Autodiff<B>>::from_inner(path);
-    let path = l2d_core::parameters::trainable(path);
+    let path: DiffusionPath<Autodiff<B>> = trainable(AutodiffModule::from_inner(path));
     let labels: Vec<i64> = golden.get("in/labels_aligned").values.iter().map(|&y| y as i64).collect();
     let tokens = golden.token_rows("in/input_ids");
     let length = tokens[0].len();
