@@ -206,7 +206,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) from_scratch: bool,
 
-    /// Store the finished LM in f16 (objectives full and lora).
+    /// Store the finished adapter or LM in f16: half the size, rounded.
     #[arg(long)]
     pub(crate) f16: bool,
 

@@ -8,7 +8,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
-use l2d_core::checkpoint::{Checkpoint, StoredDtype, write_atomically};
+use l2d_core::checkpoint::{Checkpoint, StoredDtype, save_adapter, write_atomically};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
@@ -64,7 +64,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
             let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;
             let file = args.out.join("adapter.safetensors");
             let best = best_or_last(&task, &trained)?;
-            task.save(&best, &args.out, &notes(args))?;
+            save_adapter(&file, &best.valid(), task.base(), &notes(args), stored(args))?;
             finish(&trained, &args.out, &file)
         }
         ObjectiveKind::Full | ObjectiveKind::Lora => {
@@ -80,11 +80,15 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
             let trained = go::<B, _>(&task, lm, &examples, &validation, &config, &storage, &device, &cancel)?;
             let folder = args.out.join("model");
             let best = best_or_last::<B, _>(&task, &trained)?;
-            let dtype = if args.f16 { StoredDtype::F16 } else { StoredDtype::F32 };
-            export_model(&folder, &best.valid(), &text, dtype)?;
+            export_model(&folder, &best.valid(), &text, stored(args))?;
             finish(&trained, &args.out, &folder)
         }
     }
+}
+
+/// The number format of what the run leaves behind; its checkpoints are always exact.
+fn stored(args: &TrainArgs) -> StoredDtype {
+    if args.f16 { StoredDtype::F16 } else { StoredDtype::F32 }
 }
 
 fn go<B: Backend, T: Task<Autodiff<B>>>(
