@@ -77,7 +77,7 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Updates between checkpoints; 0 = only at the end.
     pub checkpoint_every: u64,
-    /// Newest checkpoints to keep, besides the best.
+    /// Newest checkpoints to keep, besides the best. Older ones go when the newest has proven good by a finite loss.
     pub keep_last: usize,
 }
 

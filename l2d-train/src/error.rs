@@ -42,11 +42,11 @@ pub enum TrainError {
     NotFinite {
         /// The update at which it happened, from 1.
         step: u64,
-        /// `loss` or `gradient norm`.
+        /// `loss`, `gradient norm` or `validation loss`.
         what: &'static str,
         /// Its value.
         value: f64,
-        /// Where to go on from, or that there is none.
+        /// The newest whose weights gave a finite loss, or that there is none.
         checkpoint: String,
     },
     /// A run cannot be resumed.

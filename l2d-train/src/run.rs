@@ -130,7 +130,7 @@ fn generator(seed: u64, purpose: Purpose, stream: u64) -> ChaCha8Rng {
 ///
 /// # Errors
 /// Settings out of range, a folder that cannot be written, a checkpoint of another run, or a loss or gradient that is no
-/// number (the last good checkpoint is kept).
+/// number (the last good checkpoint is kept: the newest whose weights gave a finite loss).
 pub fn train<AB, T>(
     task: &T,
     model: T::Model,
@@ -210,10 +210,17 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                     });
                 }
                 self.model = self.task.load(self.model.clone(), &dir.checkpoint(step))?;
+                if let Some(name) = optimiser.misfit::<AB, _>(&self.model) {
+                    return Err(TrainError::Resume {
+                        path: dir.checkpoint(step),
+                        reason: format!("the optimiser's moments of `{name}` do not fit the model"),
+                    });
+                }
                 (self.state, self.optimiser) = (state, optimiser);
             }
             None => {}
         }
+        dir.clear_incomplete()?;
         let metrics = if self.state.step > 0 {
             MetricsLog::resume(&metrics, self.state.step)?
         } else {
@@ -237,6 +244,10 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                 break;
             }
             let report = self.update(schedule.rate(self.state.step))?;
+            if saved + 1 == report.step {
+                // The weights that were saved have now given a finite loss; before that, older ones had to stay.
+                self.prune()?;
+            }
             if let Some(logs) = &mut logs
                 && report.step % self.config.log_every == 0
             {
@@ -244,12 +255,14 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             }
             observer.step(&report);
             let last = report.step == self.state.total_steps;
-            if last || due(report.step, self.config.validate_every) {
-                self.validate(&mut logs, observer)?;
-            }
+            let validated =
+                (last || due(report.step, self.config.validate_every)) && self.validate(&mut logs, observer)?;
             if last || due(report.step, self.config.checkpoint_every) {
                 self.save(observer)?;
                 saved = report.step;
+            }
+            if validated {
+                self.prune()?;
             }
         }
         if saved != self.state.step {
@@ -291,10 +304,10 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             gradients.add(micro_gradients);
             slots += batch.slots();
         }
-        self.finite(step, "loss", loss.mean())?;
+        self.finite(step, "loss", loss.mean(), self.state.step.saturating_sub(1))?;
         gradients.scale(1.0 / loss.tokens as f64);
         let gradient_norm = gradients.norm();
-        self.finite(step, "gradient norm", gradient_norm)?;
+        self.finite(step, "gradient norm", gradient_norm, self.state.step)?;
         if self.config.clip_norm > 0.0 {
             let coefficient = clip_coefficient(gradient_norm, self.config.clip_norm);
             if coefficient < 1.0 {
@@ -315,10 +328,11 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         })
     }
 
-    /// The loss over the validation examples, under the same draws every time, so that reports can be compared.
-    fn validate(&mut self, logs: &mut Option<Logs>, observer: &mut dyn Observer) -> Result<()> {
+    /// The loss over the validation examples, under the same draws every time, so that reports can be compared. `false`
+    /// when there are none.
+    fn validate(&mut self, logs: &mut Option<Logs>, observer: &mut dyn Observer) -> Result<bool> {
         if self.validation.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let picked: Vec<&Example> = self.validation.iter().collect();
         let no_class = self.task.no_class(&self.model);
@@ -331,7 +345,8 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             loss.merge(&self.task.loss(&self.model, &batch, &mut rngs));
         }
         let mean = loss.mean();
-        let best = mean.is_finite() && self.state.best_validation.is_none_or(|lowest| mean < lowest);
+        self.finite(self.state.step, "validation loss", mean, self.state.step.saturating_sub(1))?;
+        let best = self.state.best_validation.is_none_or(|lowest| mean < lowest);
         if best {
             self.state.best_validation = Some(mean);
             self.state.best_step = Some(self.state.step);
@@ -345,7 +360,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             logs.validation(&report)?;
         }
         observer.validation(&report);
-        Ok(())
+        Ok(true)
     }
 
     fn save(&self, observer: &mut dyn Observer) -> Result<()> {
@@ -356,20 +371,35 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let mut notes = notes.clone();
         notes.insert("steps".into(), self.state.step.to_string());
         let folder = dir.save(&self.state, &self.optimiser, |folder| self.task.save(&self.model, folder, &notes))?;
-        dir.prune(self.config.keep_last, self.state.best_step)?;
         observer.checkpoint(self.state.step, &folder);
         Ok(())
     }
 
-    fn finite(&self, step: u64, what: &'static str, value: f64) -> Result<()> {
+    /// Call only when the newest checkpoint's weights have given a finite loss.
+    fn prune(&self) -> Result<()> {
+        match self.storage {
+            Some(storage) => storage.dir.prune(self.config.keep_last, self.state.best_step),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops at a value that is no number. The weights after `trusted` updates are the last that gave a finite loss; a
+    /// later checkpoint, if there is one, holds the weights that failed.
+    fn finite(&self, step: u64, what: &'static str, value: f64, trusted: u64) -> Result<()> {
         if value.is_finite() {
             return Ok(());
         }
-        let newest = self.storage.and_then(|storage| {
-            let step = *storage.dir.checkpoints().ok()?.last()?;
-            Some(storage.dir.checkpoint(step).display().to_string())
-        });
-        let checkpoint = newest.unwrap_or_else(|| "none".into());
+        let (mut good, mut failed) = (None, None);
+        if let Some(Storage { dir, .. }) = self.storage {
+            for step in dir.checkpoints()? {
+                let place = if step <= trusted { &mut good } else { &mut failed };
+                *place = Some(dir.checkpoint(step).display().to_string());
+            }
+        }
+        let mut checkpoint = good.unwrap_or_else(|| "none".into());
+        if let Some(failed) = failed {
+            checkpoint.push_str(&format!(" ({failed} holds the weights that failed)"));
+        }
         Err(TrainError::NotFinite { step, what, value, checkpoint })
     }
 }
@@ -459,6 +489,9 @@ fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &[Example]) -> 
     hash.update(format!("{relevant:?}"));
     for example in examples {
         hash.update((example.prompt as u64).to_le_bytes());
+        if let Some(class) = example.class {
+            hash.update((class as u64).to_le_bytes());
+        }
         for token in &example.tokens {
             hash.update(token.to_le_bytes());
         }

@@ -18,6 +18,9 @@ use crate::optimiser::{AdamW, AdamWConfig};
 const CHECKPOINTS: &str = "checkpoints";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Begins the names of checkpoints that are being written or removed.
+const INCOMPLETE: &str = ".incomplete-";
+const ASIDE: &str = "aside";
 
 /// Where a run stands; with weights and moments, all that is needed to go on exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -87,21 +90,25 @@ impl RunDir {
     ) -> Result<PathBuf> {
         let target = self.checkpoint(state.step);
         let parent = self.root.join(CHECKPOINTS);
-        let temporary = tempfile::Builder::new()
-            .prefix(".incomplete-")
-            .tempdir_in(&parent)
-            .map_err(|e| TrainError::io(&parent, e))?;
+        let temporary =
+            tempfile::Builder::new().prefix(INCOMPLETE).tempdir_in(&parent).map_err(|e| TrainError::io(&parent, e))?;
         save(temporary.path())?;
         let metadata = BTreeMap::from([("updates".to_string(), optimiser.updates().to_string())]);
         write_tensors(&temporary.path().join(OPTIMIZER), &optimiser.export(), &metadata, StoredDtype::F32)?;
         let json = serde_json::to_vec_pretty(state).map_err(|e| TrainError::io(&target, e.into()))?;
         write_atomically(&temporary.path().join(STATE), |out| out.write_all(&json))?;
         let io = |e| TrainError::io(&target, e);
-        if target.exists() {
-            // The same step again, after a resume: the same content, so either may stand.
-            fs::remove_dir_all(&target).map_err(io)?;
+        // An older one of the same step steps aside first, so that at no moment neither exists.
+        let older = if target.exists() { Some(self.set_aside(&target)?) } else { None };
+        if let Err(error) = fs::rename(temporary.path(), &target) {
+            if let Some(older) = older {
+                fs::rename(older.path().join(ASIDE), &target).map_err(io)?;
+            }
+            return Err(io(error));
         }
-        fs::rename(temporary.keep(), &target).map_err(io)?;
+        // It has its name now: the guard must not look for it under the old one.
+        let _ = temporary.keep();
+        sync_folder(&parent)?;
         Ok(target)
     }
 
@@ -112,6 +119,9 @@ impl RunDir {
         let file = folder.join(STATE);
         let text = fs::read(&file).map_err(|e| TrainError::io(&file, e))?;
         let state: RunState = serde_json::from_slice(&text).map_err(|e| resume(&file, e.to_string()))?;
+        if state.step != step {
+            return Err(resume(&file, format!("it is the state after {} updates, not after {step}", state.step)));
+        }
         let file = folder.join(OPTIMIZER);
         let (tensors, metadata) = read_tensors(&file)?;
         let updates = metadata
@@ -128,9 +138,36 @@ impl RunDir {
         let steps = self.checkpoints()?;
         let old = &steps[..steps.len().saturating_sub(keep_last)];
         for &step in old.iter().filter(|&&step| Some(step) != best) {
-            let folder = self.checkpoint(step);
-            fs::remove_dir_all(&folder).map_err(|e| TrainError::io(&folder, e))?;
+            // Dropping the guard removes it; were it removed in place, a kill would leave half of it under its name.
+            self.set_aside(&self.checkpoint(step))?;
         }
         Ok(())
     }
+
+    /// Moves a checkpoint to where it counts as incomplete; it is removed when the guard is dropped.
+    fn set_aside(&self, folder: &Path) -> Result<tempfile::TempDir> {
+        let io = |e| TrainError::io(folder, e);
+        let aside = tempfile::Builder::new().prefix(INCOMPLETE).tempdir_in(self.root.join(CHECKPOINTS)).map_err(io)?;
+        fs::rename(folder, aside.path().join(ASIDE)).map_err(io)?;
+        Ok(aside)
+    }
+
+    /// Removes what a killed process left half written. Call only while no other process writes into this folder.
+    pub fn clear_incomplete(&self) -> Result<()> {
+        let parent = self.root.join(CHECKPOINTS);
+        for entry in fs::read_dir(&parent).map_err(|e| TrainError::io(&parent, e))? {
+            let entry = entry.map_err(|e| TrainError::io(&parent, e))?;
+            if entry.file_name().to_string_lossy().starts_with(INCOMPLETE) {
+                fs::remove_dir_all(entry.path()).map_err(|e| TrainError::io(entry.path(), e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Brings a folder's entries to the disk: without it a rename may be lost with the power, and what it replaced with it.
+fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| TrainError::io(folder, e))?;
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Laws of the learner: resuming, accumulating, stopping.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +10,11 @@ use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::parameters::{parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
-use l2d_train::data::Example;
-use l2d_train::objective::L2dObjective;
+use l2d_train::data::{Batch, Example};
+use l2d_train::objective::{L2dObjective, StepLoss};
+use l2d_train::optimiser::NamedGradients;
 use l2d_train::{
-    L2dTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, TrainConfig, TrainError, Trained, train,
+    L2dTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError, Trained, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -125,6 +127,44 @@ fn a_resumed_run_is_bitwise_the_uninterrupted_one() {
 }
 
 #[test]
+fn accumulated_gradients_are_those_of_one_large_batch() {
+    // AdamW forgives a wrong factor before the gradients, so losses alone would not show one: the norms do.
+    struct Norms(Vec<f64>);
+    impl Observer for Norms {
+        fn step(&mut self, report: &StepReport) {
+            self.0.push(report.gradient_norm);
+        }
+    }
+    let norms = |micro_batch_size: Option<usize>| {
+        let config = TrainConfig { micro_batch_size, ..config() };
+        let lm = golden_lm::<B>("base_llama", &Default::default());
+        let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
+        let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
+        let mut observer = Norms(vec![]);
+        train(
+            &L2dTask::<AB>::new(L2dObjective::new(lm)),
+            trainable(AutodiffModule::from_inner(path)),
+            &examples(17, 1),
+            &[],
+            &config,
+            None,
+            &Default::default(),
+            &AtomicBool::new(false),
+            &mut observer,
+        )
+        .expect("trained");
+        observer.0
+    };
+    let whole = norms(None);
+    assert!(whole.len() == 12 && whole.iter().all(|&norm| norm > 1e-6), "{whole:?}");
+    for size in 1..5 {
+        for (a, b) in norms(Some(size)).iter().zip(&whole) {
+            assert!((a / b - 1.0).abs() < 1e-4, "micro-batches of {size}: {a} against {b}");
+        }
+    }
+}
+
+#[test]
 fn accumulated_micro_batches_equal_one_large_batch() {
     let (whole, expected) = run(&config(), None, false, None);
     for size in [1, 2, 3] {
@@ -177,10 +217,101 @@ fn the_path_learns_to_read_its_diffusion_token() {
     assert!(late < 0.9 * early, "loss at t > 0.9: {early} at first, {late} at last");
 }
 
+/// The L2D task, except that from a given micro-batch on its losses or gradients are no numbers.
+struct Poisoned {
+    task: L2dTask<AB>,
+    calls: Cell<usize>,
+    from_call: usize,
+    what: Poison,
+}
+
+#[derive(Clone, Copy)]
+enum Poison {
+    Loss,
+    Gradient,
+    Validation,
+}
+
+impl Task<AB> for Poisoned {
+    type Model = DiffusionPath<AB>;
+
+    fn gradients(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> (StepLoss, NamedGradients<B>) {
+        let (mut loss, mut gradients) = Task::<AB>::gradients(&self.task, model, batch, rngs);
+        self.calls.set(self.calls.get() + 1);
+        if self.calls.get() >= self.from_call {
+            match self.what {
+                Poison::Loss => loss.sum = f64::NAN,
+                Poison::Gradient => gradients.scale(f64::INFINITY),
+                Poison::Validation => {}
+            }
+        }
+        (loss, gradients)
+    }
+
+    fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss {
+        let mut loss = Task::<AB>::loss(&self.task, model, batch, rngs);
+        if matches!(self.what, Poison::Validation) && self.calls.get() >= self.from_call {
+            loss.sum = f64::INFINITY;
+        }
+        loss
+    }
+
+    fn no_class(&self, model: &Self::Model) -> Option<usize> {
+        Task::<AB>::no_class(&self.task, model)
+    }
+
+    fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<(), TrainError> {
+        Task::<AB>::save(&self.task, model, folder, notes)
+    }
+
+    fn load(&self, model: Self::Model, folder: &Path) -> Result<Self::Model, TrainError> {
+        Task::<AB>::load(&self.task, model, folder)
+    }
+}
+
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
+fn a_value_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
+    // Six updates go well. Then the loss of the weights after the sixth is no number, so those after the fifth are the last
+    // good ones; where only the gradient or the validation fails, so much the better or the same.
+    let cases = [
+        (Poison::Loss, "step 7: the loss is NaN", 5, "(", 6),
+        (Poison::Gradient, "step 7: the gradient norm is", 6, "", 6),
+        (Poison::Validation, "step 8: the validation loss is inf", 7, "", 7),
+    ];
+    for (what, stopped, good, bracket, newest) in cases {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lm = golden_lm::<B>("base_llama", &Default::default());
+        let config = TrainConfig { keep_last: 1, checkpoint_every: 1, ..config() };
+        let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
+        let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
+        let task = Poisoned { task: L2dTask::new(L2dObjective::new(lm)), calls: Cell::new(0), from_call: 7, what };
+        let dir = RunDir::create(folder.path()).expect("a folder");
+        let result = train::<AB, _>(
+            &task,
+            trainable(AutodiffModule::from_inner(path)),
+            &examples(17, 1),
+            &examples(6, 2),
+            &config,
+            Some(&Storage { dir: dir.clone(), resume: false, notes: BTreeMap::new() }),
+            &Default::default(),
+            &AtomicBool::new(false),
+            &mut Silent,
+        );
+        let error = result.map(|trained| trained.steps).expect_err("stopped");
+        let message = error.to_string();
+        assert!(matches!(error, TrainError::NotFinite { .. }) && message.contains(stopped), "{message}");
+        let named = format!("last good checkpoint is {}", dir.checkpoint(good).display());
+        assert!(message.contains(&named) && message.contains(bracket), "{message}");
+        let kept = dir.checkpoints().expect("listed");
+        assert!(kept.contains(&good) && kept.last() == Some(&newest), "{kept:?}");
+        dir.load::<B>(good, config.adamw, &Default::default()).expect("the good one is whole");
+    }
+}
+
+#[test]
+fn weights_that_were_saved_before_any_loss_saw_them_are_not_called_good() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A rate that throws the weights out of f32 within a few updates; clipping off, so nothing catches it.
+    // A rate that throws the weights out of f32 with the first update; clipping off, so nothing catches it.
     let wild = TrainConfig {
         learning_rate: 1e30,
         warmup_steps: 0,
@@ -190,12 +321,65 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
         ..config()
     };
     let (result, losses) = run(&wild, Some(folder.path()), false, None);
-    let error = result.expect_err("stopped");
-    assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
-    let message = error.to_string();
-    assert!(message.contains("step-") && losses.len() < 12, "{message}");
-    let kept = RunDir::create(folder.path()).expect("open").checkpoints().expect("listed");
-    assert!(!kept.is_empty(), "a checkpoint is left");
+    let message = result.expect_err("stopped").to_string();
+    assert_eq!(losses.len(), 1, "{message}");
+    assert!(message.contains("checkpoint is none (") && message.contains("holds the weights that failed"), "{message}");
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_last_whole_checkpoint() {
+    let whole_folder = tempfile::tempdir().expect("a folder");
+    let config = TrainConfig { keep_last: 100, ..config() };
+    let (whole, expected) = run(&config, Some(whole_folder.path()), false, None);
+    let whole = whole.expect("trained");
+    let rows = |folder: &Path| {
+        let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+        text.lines()
+            .map(|line| {
+                let mut row: serde_json::Value = serde_json::from_str(line).expect("json");
+                row.as_object_mut().expect("object").remove("tokens_per_second");
+                row
+            })
+            .collect::<Vec<_>>()
+    };
+    // Killed in update 8, while a checkpoint was being written: the last whole one is two updates old.
+    let folder = tempfile::tempdir().expect("a folder");
+    run(&config, Some(folder.path()), false, Some(8)).0.expect("stopped");
+    let dir = RunDir::create(folder.path()).expect("open");
+    let half = folder.path().join("checkpoints/.incomplete-x");
+    std::fs::rename(dir.checkpoint(8), &half).expect("renamed");
+    std::fs::remove_file(half.join("state.json")).expect("removed");
+    let metrics = folder.path().join("metrics.jsonl");
+    let torn = std::fs::read_to_string(&metrics).expect("metrics") + "{\"kind\":\"train\",\"st";
+    std::fs::write(&metrics, torn).expect("written");
+    let (resumed, rest) = run(&config, Some(folder.path()), true, None);
+    let resumed = resumed.expect("finished");
+    assert_eq!(rest, expected[6..]);
+    assert_eq!(parameters(&resumed.model), parameters(&whole.model));
+    assert_eq!(rows(folder.path()), rows(whole_folder.path()));
+    assert!(!half.exists(), "the half-written checkpoint is gone");
+}
+
+#[test]
+fn a_checkpoint_whose_parts_do_not_belong_together_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    run(&config(), Some(folder.path()), false, Some(2)).0.expect("stopped");
+    let dir = RunDir::create(folder.path()).expect("open");
+    let other = tempfile::tempdir().expect("a folder");
+    let wider = TrainConfig { diffusion: RawDiffusionConfig { dim: 16, ..config().diffusion }, ..config() };
+    run(&wider, Some(other.path()), false, Some(2)).0.expect("stopped");
+    let moments = "checkpoints/step-00000002/optimizer.safetensors";
+    let own = std::fs::read(folder.path().join(moments)).expect("read");
+    std::fs::copy(other.path().join(moments), folder.path().join(moments)).expect("copied");
+    let message = run(&config(), Some(folder.path()), true, None).0.expect_err("refused").to_string();
+    assert!(message.contains("moments of `") && message.contains("do not fit"), "{message}");
+    std::fs::write(folder.path().join(moments), &own[..own.len() / 2]).expect("written");
+    let message = run(&config(), Some(folder.path()), true, None).0.expect_err("refused").to_string();
+    assert!(message.contains("optimizer.safetensors"), "{message}");
+    std::fs::write(folder.path().join(moments), own).expect("written");
+    std::fs::rename(dir.checkpoint(2), dir.checkpoint(9)).expect("renamed");
+    let message = run(&config(), Some(folder.path()), true, None).0.expect_err("refused").to_string();
+    assert!(message.contains("after 2 updates, not after 9"), "{message}");
 }
 
 #[test]

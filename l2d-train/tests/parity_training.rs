@@ -144,10 +144,19 @@ fn parity_four_adamw_updates() {
 fn parity_learning_rate_curves() {
     let golden = Golden::load("helpers");
     let steps = &golden.get("lr/step").values;
-    // The curve's settings stand in the json's description: 1e-6 to 1e-4, 100 warm-up steps of 1000.
+    let tensors = golden.info["tensors"].as_array().expect("a list");
+    let described = tensors.iter().find(|tensor| tensor["name"] == "lr/log_warmup").expect("described");
+    let description = described["meaning"].as_str().expect("a text");
+    // The curve's settings stand in its description only, e.g. "... for k<100, ...; lo=1e-6 hi=1e-4 total=1000".
+    let number = |key: &str| -> f64 {
+        let (_, rest) = description.split_once(key).unwrap_or_else(|| panic!("`{key}` in: {description}"));
+        let text: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".e-".contains(*c)).collect();
+        text.parse().unwrap_or_else(|_| panic!("a number after `{key}` in: {description}"))
+    };
+    let (peak, floor) = (number("hi="), number("lo="));
+    let (warmup_steps, total_steps) = (number("k<") as u64, number("total=") as u64);
     for (name, warmup) in [("lr/log_warmup", Warmup::Logarithmic), ("lr/linear_warmup", Warmup::Linear)] {
-        let schedule =
-            Schedule { peak: 1e-4, floor: 1e-6, warmup_steps: 100, total_steps: 1000, warmup, decay: Decay::Linear };
+        let schedule = Schedule { peak, floor, warmup_steps, total_steps, warmup, decay: Decay::Linear };
         for (&k, &expected) in steps.iter().zip(&golden.get(name).values).filter(|(k, _)| **k >= 0.0) {
             let found = schedule.at(k as u64);
             assert!((found - expected).abs() < 1e-12, "{name} at {k}: {found} against {expected}");

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::lm::{HostTensor, host_values};
@@ -97,6 +97,37 @@ impl<B: Backend> AdamW<B> {
         new
     }
 
+    /// The first parameter of which there are moments but that `module` has not, or has of another size.
+    pub fn misfit<AB, M>(&self, module: &M) -> Option<String>
+    where
+        AB: AutodiffBackend<InnerBackend = B>,
+        M: Module<AB>,
+    {
+        #[derive(Default)]
+        struct Sizes {
+            path: ParameterPath,
+            sizes: BTreeMap<String, usize>,
+        }
+        impl<AB: AutodiffBackend> ModuleVisitor<AB> for Sizes {
+            fn enter_module(&mut self, name: &str, container_type: &str) {
+                self.path.enter(name, container_type);
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.path.exit();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
+                self.sizes.insert(self.path.name(), param.val().shape().num_elements());
+            }
+        }
+        let mut sizes = Sizes::default();
+        module.visit(&mut sizes);
+        let fits = |(name, moments): &(&String, &Moments<B>)| {
+            let count = [moments.first.dims()[0], moments.second.dims()[0]];
+            sizes.sizes.get(*name).is_some_and(|&size| count == [size; 2])
+        };
+        self.moments.iter().find(|entry| !fits(entry)).map(|(name, _)| name.clone())
+    }
+
     /// The moments, named `first/PARAMETER` and `second/PARAMETER`, to be saved.
     pub fn export(&self) -> Vec<HostTensor> {
         let host = |kind: &str, name: &str, tensor: &Tensor<B, 1>| HostTensor {
@@ -162,5 +193,111 @@ impl<AB: AutodiffBackend> ModuleMapper<AB> for Update<'_, AB::InnerBackend> {
         let flat = tensor.inner().reshape([count]);
         let new = self.optimiser.update(&name, flat, gradient.clone(), self.learning_rate);
         Param::from_mapped_value(id, Tensor::from_inner(new.reshape(shape)).require_grad(), mapper)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::ElementConversion;
+    use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
+
+    use super::*;
+
+    #[derive(Module, Debug)]
+    struct Toy<B: Backend> {
+        weight: Param<Tensor<B, 2>>,
+        bias: Param<Tensor<B, 1>>,
+        unused: Param<Tensor<B, 1>>,
+    }
+
+    fn toy() -> Toy<AB> {
+        let device = Default::default();
+        Toy {
+            weight: Param::from_tensor(Tensor::from_floats([[1.0, -2.0]], &device)),
+            bias: Param::from_tensor(Tensor::from_floats([1.0], &device)),
+            unused: Param::from_tensor(Tensor::from_floats([5.0], &device)),
+        }
+    }
+
+    /// The gradient of `weight . [a, b] + a bias` is `[a, b]` and `a`, whatever the parameters.
+    fn gradients(toy: &Toy<AB>, [a, b]: [f32; 2]) -> NamedGradients<B> {
+        let slope = Tensor::<AB, 2>::from_floats([[a, b]], &Default::default());
+        let loss = (toy.weight.val() * slope).sum() + toy.bias.val().sum() * a;
+        NamedGradients::collect::<AB, _>(toy, &loss.backward())
+    }
+
+    const SLOPES: [[f32; 2]; 3] = [[0.1, -0.5], [0.3, 0.2], [-2.0, 1e-9]];
+
+    fn three_updates(config: AdamWConfig) -> Vec<[f32; 3]> {
+        let mut optimiser = AdamW::<B>::new(config);
+        let mut toy = toy();
+        SLOPES
+            .map(|slope| {
+                let gradients = gradients(&toy, slope);
+                toy = optimiser.step::<AB, _>(toy.clone(), &gradients, 0.1);
+                assert_eq!(toy.unused.val().into_scalar().elem::<f32>(), 5.0, "no gradient, no update, no decay");
+                let weights = host_values(toy.weight.val());
+                [weights[0], weights[1], toy.bias.val().into_scalar().elem()]
+            })
+            .to_vec()
+    }
+
+    /// Three updates of torch.optim.AdamW's rule, computed in double precision: `p *= 1 - lr wd`,
+    /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `p -= lr / (1 - b1^n) m / (sqrt(v) / sqrt(1 - b2^n) + eps)`.
+    const WEIGHTS: [[f32; 2]; 3] = [[0.899_000_01, -1.898], [0.806_322_9, -1.861_541_4], [0.857_541_17, -1.832_964_4]];
+    const UNDECAYED: [f32; 3] = [0.900_000_01, 0.808_221_9, 0.860_246_5];
+
+    #[test]
+    fn updates_are_pytorchs_and_biases_do_not_decay() {
+        for (found, (weights, bias)) in three_updates(AdamWConfig::default()).iter().zip(WEIGHTS.iter().zip(UNDECAYED))
+        {
+            for (a, b) in found.iter().zip([weights[0], weights[1], bias]) {
+                assert!((a - b).abs() < 2e-6, "{found:?} against {weights:?}, {bias}");
+            }
+        }
+    }
+
+    #[test]
+    fn biases_decay_when_asked_to() {
+        for (found, weights) in
+            three_updates(AdamWConfig { decay_biases: true, ..Default::default() }).iter().zip(WEIGHTS)
+        {
+            assert!((found[2] - weights[0]).abs() < 2e-6, "{found:?} against {weights:?}");
+        }
+    }
+
+    #[test]
+    fn moments_survive_the_way_out_and_in_bit_for_bit() {
+        let (mut toy, config) = (toy(), AdamWConfig::default());
+        let mut optimiser = AdamW::<B>::new(config);
+        toy = optimiser.step::<AB, _>(toy.clone(), &gradients(&toy, SLOPES[0]), 0.1);
+        let restored = AdamW::<B>::import(config, optimiser.updates(), optimiser.export(), &Default::default());
+        let mut restored = restored.expect("pairs");
+        let (slope, again) = (gradients(&toy, SLOPES[1]), gradients(&toy, SLOPES[1]));
+        let a = optimiser.step::<AB, _>(toy.clone(), &slope, 0.1);
+        let b = restored.step::<AB, _>(toy.clone(), &again, 0.1);
+        assert_eq!(host_values(a.weight.val()), host_values(b.weight.val()));
+        assert_eq!(restored.misfit::<AB, _>(&toy), None);
+
+        let mut lonely = optimiser.export();
+        lonely.pop();
+        assert!(AdamW::<B>::import(config, 1, lonely, &Default::default()).is_none());
+        let renamed = optimiser
+            .export()
+            .into_iter()
+            .map(|tensor| HostTensor { name: tensor.name.replace("weight", "weigth"), ..tensor });
+        let renamed = AdamW::<B>::import(config, 1, renamed.collect(), &Default::default()).expect("pairs");
+        assert_eq!(renamed.misfit::<AB, _>(&toy).as_deref(), Some("weigth"));
+    }
+
+    #[test]
+    fn clipping_bounds_the_norm_over_all_parameters() {
+        let toy = toy();
+        // The norm of [3, 4] and the bias's 3.
+        let mut all = gradients(&toy, [3.0, 4.0]);
+        assert!((all.norm() - 34f64.sqrt()).abs() < 1e-6);
+        all.scale(crate::optimiser::clip_coefficient(all.norm(), 1.0));
+        assert!((all.norm() - 1.0).abs() < 1e-6);
+        assert_eq!(crate::optimiser::clip_coefficient(0.5, 1.0), 1.0);
     }
 }
