@@ -46,8 +46,11 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
     };
     let (examples, validation) = data(args, &config, &text)?;
     let storage = Storage { dir, resume: args.resume, notes: notes(args) };
-    let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
-    write_atomically(&args.out.join("config.toml"), |out| out.write_all(resolved.as_bytes()))?;
+    // A folder in use keeps the settings it was started with; `train` refuses others.
+    if storage.dir.checkpoints()?.is_empty() {
+        let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
+        write_atomically(&args.out.join("config.toml"), |out| out.write_all(resolved.as_bytes()))?;
+    }
 
     match config.objective {
         ObjectiveKind::L2d => {

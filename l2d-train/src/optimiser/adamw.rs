@@ -244,7 +244,7 @@ mod tests {
 
     /// Three updates of torch.optim.AdamW's rule, computed in double precision: `p *= 1 - lr wd`,
     /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `p -= lr / (1 - b1^n) m / (sqrt(v) / sqrt(1 - b2^n) + eps)`.
-    const WEIGHTS: [[f32; 2]; 3] = [[0.899_000_01, -1.898], [0.806_322_9, -1.861_541_4], [0.857_541_17, -1.832_964_4]];
+    const WEIGHTS: [[f32; 2]; 3] = [[0.899, -1.898], [0.806_322_9, -1.861_541_4], [0.857_541_17, -1.832_964_4]];
     const UNDECAYED: [f32; 3] = [0.900_000_01, 0.808_221_9, 0.860_246_5];
 
     #[test]
