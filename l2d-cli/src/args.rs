@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::arithmetic::TEST_PROBLEMS;
 use crate::backend::BackendKind;
+use crate::error::CliError;
 
 /// Large language models to diffusion finetuning: train a small diffusion path beside a frozen language model, then decode
 /// each token in as many diffusion steps as you want to pay for.
@@ -54,28 +56,29 @@ pub(crate) struct ModelArgs {
 /// How tokens are diffused and drawn.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DecodeArgs {
-    /// Guess of the next embedding along the diffusion.
-    #[arg(long, value_enum, default_value_t = VelocityKind::Sampled, help_heading = "Diffusion")]
-    pub(crate) velocity: VelocityKind,
+    /// Guess of the next embedding along the diffusion [default: sampled].
+    #[arg(long, value_enum, help_heading = "Diffusion")]
+    pub(crate) velocity: Option<VelocityKind>,
 
-    /// Solver of the diffusion.
-    #[arg(long, value_enum, default_value_t = SolverKind::Midpoint, help_heading = "Diffusion")]
-    pub(crate) solver: SolverKind,
+    /// Solver of the diffusion [default: midpoint].
+    #[arg(long, value_enum, help_heading = "Diffusion")]
+    pub(crate) solver: Option<SolverKind>,
 
-    /// Temperature of the guess along the diffusion; 0 = arg-max.
-    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Diffusion")]
-    pub(crate) velocity_temperature: f64,
+    /// Temperature of the guess along the diffusion; 0 = arg-max [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_name = "T", conflicts_with = "cool", help_heading = "Diffusion")]
+    pub(crate) velocity_temperature: Option<f64>,
 
     /// Let the guess cool down as (1 - t/END)^POWER instead: POWER,END.
     #[arg(long, value_name = "POWER,END", value_parser = parse_schedule, help_heading = "Diffusion")]
     pub(crate) cool: Option<(f64, f64)>,
 
-    /// Diffusion time at which the token is drawn.
-    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Diffusion")]
-    pub(crate) final_time: f64,
+    /// Diffusion time at which the token is drawn [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_name = "T", help_heading = "Diffusion")]
+    pub(crate) final_time: Option<f64>,
 
-    /// Temperature of the emitted token; 0 = greedy.
-    #[arg(long, default_value_t = 1.0, value_name = "T", help_heading = "Sampling")]
+    /// Temperature of the emitted token; 0 = greedy. As in the paper, nothing is truncated or tempered unless a flag says
+    /// so: of the model's generation_config.json only the end tokens are used.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "T", help_heading = "Sampling")]
     pub(crate) temperature: f64,
 
     /// Keep the K most likely tokens; 0 keeps all.
@@ -83,20 +86,48 @@ pub(crate) struct DecodeArgs {
     pub(crate) top_k: usize,
 
     /// Keep the most likely tokens up to this probability; 1 keeps all.
-    #[arg(long, default_value_t = 1.0, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "P", help_heading = "Sampling")]
     pub(crate) top_p: f64,
 
     /// Drop tokens less likely than P times the most likely; 0 keeps all.
-    #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0, value_name = "P", help_heading = "Sampling")]
     pub(crate) min_p: f64,
 
     /// Penalty on tokens already there; 1 changes nothing.
-    #[arg(long, default_value_t = 1.0, value_name = "X", help_heading = "Sampling")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "X", help_heading = "Sampling")]
     pub(crate) repetition_penalty: f64,
 
     /// Seed of all randomness.
     #[arg(long, default_value_t = 0, help_heading = "Sampling")]
     pub(crate) seed: u64,
+}
+
+impl DecodeArgs {
+    /// Refuses diffusion flags that would have no effect.
+    pub(crate) fn check(&self, has_adapter: bool) -> Result<(), CliError> {
+        let given = [
+            ("--velocity", self.velocity.is_some()),
+            ("--solver", self.solver.is_some()),
+            ("--velocity-temperature", self.velocity_temperature.is_some()),
+            ("--cool", self.cool.is_some()),
+            ("--final-time", self.final_time.is_some()),
+        ];
+        let usage = |flag: &str, reason: &str| Err(CliError::Usage(format!("{flag} {reason}")));
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) if !has_adapter => {
+                usage(flag, "means nothing for the plain LM: name a diffusion path with --adapter")
+            }
+            Some(_) if self.velocity == Some(VelocityKind::Argmax) => {
+                match given[2..4].iter().find(|(_, given)| *given) {
+                    Some((flag, _)) => {
+                        usage(flag, "means nothing with --velocity argmax, which takes the most likely token")
+                    }
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How `x1_hat` is made from logits.
@@ -182,7 +213,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
 
-    /// Conversations: .jsonl, .jsonl.gz, or folders of them.
+    /// Conversations: .jsonl, .jsonl.gz, or folders of them. A row holds `messages`, or `question` and `answer`.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     pub(crate) data: Vec<PathBuf>,
 
@@ -190,7 +221,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// Settings as TOML; flags override it.
+    /// Settings as TOML (docs/training.md lists them); flags override it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
@@ -215,7 +246,7 @@ pub(crate) struct TrainArgs {
     pub(crate) steps: Option<u64>,
 
     /// Passes over the data.
-    #[arg(long, value_name = "X", conflicts_with = "steps")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", conflicts_with = "steps")]
     pub(crate) epochs: Option<f64>,
 
     /// Sequences per update.
@@ -227,7 +258,7 @@ pub(crate) struct TrainArgs {
     pub(crate) micro_batch_size: Option<usize>,
 
     /// Peak learning rate.
-    #[arg(long, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub(crate) learning_rate: Option<f64>,
 
     /// Drop examples longer than this.
@@ -270,11 +301,11 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
 
-    /// Evaluations per token to compare, comma-separated.
-    #[arg(long, value_delimiter = ',', default_value = "1,15", value_name = "N,N")]
-    pub(crate) steps: Vec<usize>,
+    /// Evaluations per token to compare, comma-separated [default: 1,15 with an adapter, else 1].
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    pub(crate) steps: Option<Vec<usize>>,
 
-    /// Folder for samples, results and plot.
+    /// Folder for samples, results and plot. The same command goes on where it was stopped.
     #[arg(long, value_name = "DIR", default_value = "eval-results")]
     pub(crate) out: PathBuf,
 
@@ -312,8 +343,8 @@ pub(crate) struct QuickstartArgs {
     pub(crate) seconds: u64,
 
     /// Held-out problems per row of the table.
-    #[arg(long, default_value_t = 400, value_name = "N")]
-    pub(crate) problems: usize,
+    #[arg(long, default_value_t = 400, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=TEST_PROBLEMS))]
+    pub(crate) problems: u64,
 
     /// Train to the end instead of using the shipped adapter.
     #[arg(long)]
@@ -323,7 +354,7 @@ pub(crate) struct QuickstartArgs {
     #[arg(long)]
     pub(crate) baseline: bool,
 
-    /// Only write the task's data (train.jsonl, test.jsonl) into this folder.
+    /// Only write the task's data (corpus.jsonl, train.jsonl, test.jsonl) into this folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) export_data: Option<PathBuf>,
 

@@ -1,6 +1,10 @@
 //! The one place that names concrete backends. Which are compiled in is a cargo feature; which runs is `--backend`.
 
+use burn::tensor::backend::Backend;
+use burn::tensor::{ElementConversion, Tensor};
 use clap::ValueEnum;
+
+use crate::error::CliError;
 
 /// Where the numbers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,6 +54,15 @@ impl BackendKind {
         }
     }
 
+    /// Threads that decode parts of a batch beside one another. The CPU backends compute the thin products of decoding on
+    /// one thread each; a GPU is fed from one.
+    pub(crate) fn decode_threads(self) -> usize {
+        match self {
+            Self::Flex | Self::Ndarray => std::thread::available_parallelism().map_or(1, usize::from),
+            Self::Wgpu | Self::Vulkan | Self::Metal | Self::Cuda => 1,
+        }
+    }
+
     /// What to say when this backend is not compiled in.
     pub(crate) fn missing(self) -> String {
         let compiled: Vec<&str> = Self::compiled().into_iter().map(Self::name).collect();
@@ -79,21 +92,25 @@ macro_rules! with_backend {
             #[cfg(feature = "wgpu")]
             BackendKind::Wgpu => {
                 type $B = burn::backend::Wgpu;
+                $crate::backend::probe::<$B>($kind)?;
                 $body
             }
             #[cfg(feature = "vulkan")]
             BackendKind::Vulkan => {
                 type $B = burn::backend::Vulkan;
+                $crate::backend::probe::<$B>($kind)?;
                 $body
             }
             #[cfg(feature = "metal")]
             BackendKind::Metal => {
                 type $B = burn::backend::Metal;
+                $crate::backend::probe::<$B>($kind)?;
                 $body
             }
             #[cfg(feature = "cuda")]
             BackendKind::Cuda => {
                 type $B = burn::backend::Cuda;
+                $crate::backend::probe::<$B>($kind)?;
                 $body
             }
             #[allow(unreachable_patterns)]
@@ -103,11 +120,35 @@ macro_rules! with_backend {
 }
 pub(crate) use with_backend;
 
+/// Finds out whether there is a device for a GPU backend, by computing on it: burn's runtimes know no other way to say
+/// that there is none than to panic.
+///
+/// # Errors
+/// [`CliError::Usage`] where nothing can be computed.
+#[allow(dead_code, reason = "called where a GPU backend is compiled in")]
+pub(crate) fn probe<B: Backend>(kind: BackendKind) -> Result<(), CliError> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let sum = std::panic::catch_unwind(|| {
+        let numbers = Tensor::<B, 1>::from_floats([1.0, 2.0], &B::Device::default());
+        numbers.sum().into_scalar().elem::<f32>()
+    });
+    std::panic::set_hook(hook);
+    if sum.is_ok_and(|sum| sum == 3.0) {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "no usable device for the backend `{}`: is there a GPU, and is its driver installed? The CPU always works: \
+         --backend flex",
+        kind.name()
+    )))
+}
+
 /// The fingerprint of a base model, read on whichever backend is compiled in.
 pub(crate) fn fingerprint(
     model: &std::path::Path,
     config: &l2d_core::config::LmConfig,
-) -> Result<l2d_core::checkpoint::BaseFingerprint, crate::error::CliError> {
+) -> Result<l2d_core::checkpoint::BaseFingerprint, CliError> {
     with_backend!(BackendKind::default_kind(), B => {
         let (_, source) = l2d_core::checkpoint::open_weights(model)?;
         let lm = l2d_core::lm::Lm::<B>::load(config, source.as_ref(), &Default::default())?;

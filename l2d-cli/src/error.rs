@@ -28,6 +28,9 @@ pub(crate) enum CliError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// Nobody reads standard output any more.
+    #[error("standard output was closed")]
+    OutputClosed,
     /// Stopped by the user.
     #[error("interrupted")]
     Interrupted,
@@ -60,7 +63,13 @@ impl CliError {
     /// What the user can do about it, where that is not plain from the message.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         use l2d_core::Error;
-        let Self::Core(error) = self else { return None };
+        let error = match self {
+            Self::Core(error) => error,
+            Self::Infer(l2d_infer::Error::Context { .. }) => {
+                return Some("shorten the prompt, or ask for fewer tokens with --max-tokens");
+            }
+            _ => return None,
+        };
         match error {
             Error::AdapterMismatch { .. } => {
                 Some("pass the base model the adapter was trained with as --model (`l2d inspect ADAPTER` names it)")
@@ -68,7 +77,6 @@ impl CliError {
             Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => Some(
                 "the weights do not belong to this config.json, or the download is incomplete; fetch the model again",
             ),
-            Error::ContextOverflow { .. } => Some("shorten the prompt, or ask for fewer tokens with --max-tokens"),
             Error::ChatTemplate(_) => Some("feed the prompt as it is with --raw, or use a model with a chat template"),
             _ => None,
         }

@@ -23,18 +23,21 @@ pub(crate) fn export_model<B: Backend>(
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_tensors(&folder.join("model.safetensors"), &lm.export(), &metadata, dtype)?;
     write_text(&folder.join("tokenizer.json"), &text.tokenizer.to_json()?)?;
-    let spelling = |id: Option<u32>| id.and_then(|id| text.tokenizer.id_to_token(id));
     let mut tokenizer_config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    let special = &text.special_tokens;
     let entries = [
-        ("bos_token", spelling(lm.config.bos_token_id)),
-        ("eos_token", spelling(text.stop_tokens.first().copied())),
+        ("bos_token", special.bos.clone()),
+        ("eos_token", special.eos.clone()),
+        ("pad_token", special.pad.clone()),
+        ("unk_token", special.unk.clone()),
         ("chat_template", text.template.as_ref().map(|template| template.source().to_string())),
     ];
     for (key, value) in entries.into_iter().filter_map(|(key, value)| Some((key, value?))) {
         tokenizer_config[key] = value.into();
     }
     write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(&folder.join("generation_config.json"), &json!({ "eos_token_id": text.stop_tokens }))?;
+    let generation = serde_json::to_value(&text.generation).map_err(|e| CliError::io(folder, e.into()))?;
+    write_json(&folder.join("generation_config.json"), &generation)?;
     // Last: a folder without config.json is not taken for a model.
     write_json(&folder.join("config.json"), &config_json(&lm.config, dtype))
 }
@@ -42,6 +45,7 @@ pub(crate) fn export_model<B: Backend>(
 /// `config.json` in Hugging Face's keys.
 pub(crate) fn config_json(config: &LmConfig, dtype: StoredDtype) -> Value {
     let mut json = json!({
+        "architectures": [config.family.architecture()],
         "model_type": config.family.model_type(),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

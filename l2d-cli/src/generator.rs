@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_eval::task::Turn;
 use l2d_eval::{BoxError, Completion, FinishReason, GenerateRequest, Generator};
-use l2d_infer::decode::{self, Decoder, GenerationParams, Hooks, Request};
+use l2d_infer::decode::{self, Decoder, Generation, GenerationParams, Hooks, Request};
 use l2d_infer::sampler::SamplingParams;
 
 use crate::error::CliError;
@@ -17,14 +17,42 @@ pub(crate) struct ModelGenerator<'a, B: Backend> {
     pub(crate) decoder: Decoder<'a, B>,
     pub(crate) text: &'a Text,
     pub(crate) sampling: SamplingParams,
-    /// Replaces the task's own limit.
-    pub(crate) max_tokens: Option<usize>,
     pub(crate) cancel: &'a AtomicBool,
+    /// Threads to decode a batch in, at most.
+    pub(crate) threads: usize,
 }
 
 /// A conversation's turns as the chat template takes them.
 pub(crate) fn messages(turns: &[Turn]) -> Vec<Message> {
     turns.iter().map(|turn| Message::new(turn.role.as_str(), &turn.content)).collect()
+}
+
+/// Sequences a thread should have at least: below, the products are too thin to be worth a pass over the weights.
+const ROWS_PER_THREAD: usize = 16;
+
+impl<B: Backend> ModelGenerator<'_, B> {
+    /// Decodes a batch in as many threads as it feeds. A sequence's tokens depend on its own number alone, not on what it
+    /// is decoded beside.
+    fn decode(&self, prompts: &[Request], generation: &Generation) -> l2d_infer::Result<Vec<decode::Completion>> {
+        let decode = |prompts: &[Request]| {
+            let hooks = Hooks { text: Some(self.text), cancel: Some(self.cancel), ..Hooks::default() };
+            self.decoder.generate(prompts, generation, hooks)
+        };
+        let threads = self.threads.min(prompts.len() / ROWS_PER_THREAD).max(1);
+        if threads == 1 {
+            return decode(prompts);
+        }
+        let share = prompts.len().div_ceil(threads);
+        let parts: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = prompts.chunks(share).map(|part| scope.spawn(move || decode(part))).collect();
+            running.into_iter().map(|thread| thread.join()).collect()
+        });
+        let mut completions = Vec::with_capacity(prompts.len());
+        for part in parts {
+            completions.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(completions)
+    }
 }
 
 impl<B: Backend> Generator for ModelGenerator<'_, B> {
@@ -38,14 +66,13 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
             })
             .collect::<Result<Vec<_>, CliError>>()?;
         let generation = GenerationParams {
-            max_tokens: self.max_tokens.unwrap_or(first.max_new_tokens),
+            max_tokens: first.max_new_tokens,
             seed: first.seed,
             sampling: self.sampling,
             stop_tokens: self.text.stop_tokens.clone(),
             stop_strings: first.stop_strings.clone(),
         };
-        let hooks = Hooks { text: Some(self.text), cancel: Some(self.cancel), ..Hooks::default() };
-        let completions = self.decoder.generate(&prompts, &generation.check()?, hooks)?;
+        let completions = self.decode(&prompts, &generation.check()?)?;
         Ok(completions
             .into_iter()
             .zip(&prompts)

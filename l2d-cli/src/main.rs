@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod generator;
 mod model;
+mod output;
 mod progress;
 mod tiny;
 
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     set_up_logging(cli.verbose);
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             if let Some(hint) = error.hint() {
@@ -36,12 +37,13 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), CliError> {
     let backend = cli.backend.unwrap_or_else(BackendKind::default_kind);
+    let threads = backend.decode_threads();
     match cli.command {
-        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args)),
+        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, threads)),
         Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args)),
         Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args)),
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args)),
-        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args)),
+        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, threads)),
         Command::Inspect(args) => commands::inspect::run(&args),
     }
 }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use l2d_core::L2d;
-use l2d_core::checkpoint::{Checkpoint, load_adapter};
+use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
 use l2d_core::lm::Lm;
-use l2d_core::text::{ChatTemplate, Ending, Message, TextTokenizer};
+use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_infer::decode::{Decoder, Detokenizer, DiffusionParams, TextStream};
 use l2d_infer::ode::Solver;
 use l2d_infer::sampler::SamplingParams;
@@ -23,23 +23,39 @@ use crate::error::CliError;
 pub(crate) struct Text {
     pub(crate) tokenizer: TextTokenizer,
     pub(crate) template: Option<ChatTemplate>,
-    /// Tokens that end an answer.
+    /// Tokens that end an answer, those of the generation settings first.
     pub(crate) stop_tokens: Vec<u32>,
+    /// The special tokens as the tokenizer's config spells them.
+    pub(crate) special_tokens: TemplateTokens,
+    /// How the model's makers decode; of these the commands use the end tokens alone.
+    pub(crate) generation: GenerationDefaults,
 }
 
 impl Text {
     /// The text side of a checkpoint.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let mut stop_tokens = checkpoint.generation.eos_token_ids.clone();
-        stop_tokens.extend(&checkpoint.config.eos_token_ids);
-        stop_tokens.sort_unstable();
-        stop_tokens.dedup();
-        Self { tokenizer: checkpoint.tokenizer.clone(), template: checkpoint.template.clone(), stop_tokens }
+        for &token in &checkpoint.config.eos_token_ids {
+            if !stop_tokens.contains(&token) {
+                stop_tokens.push(token);
+            }
+        }
+        Self {
+            tokenizer: checkpoint.tokenizer.clone(),
+            template: checkpoint.template.clone(),
+            stop_tokens,
+            special_tokens: checkpoint.special_tokens.clone(),
+            generation: checkpoint.generation.clone(),
+        }
     }
 
-    /// A conversation as the prompt of the assistant's next turn.
+    /// A conversation as the prompt of the assistant's next turn; of the rest of its turn where it has begun one.
     pub(crate) fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, CliError> {
-        let rendered = self.template()?.render(messages, Ending::GenerationPrompt)?;
+        let ending = match messages.last() {
+            Some(last) if last.role == "assistant" => Ending::ContinueFinalMessage,
+            _ => Ending::GenerationPrompt,
+        };
+        let rendered = self.template()?.render(messages, ending)?;
         // The template writes out every special token itself.
         Ok(self.tokenizer.encode(&rendered, false)?)
     }
@@ -78,8 +94,9 @@ pub(crate) enum Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads what the arguments name.
-    pub(crate) fn load(args: &ModelArgs, device: &B::Device) -> Result<(Self, Text), CliError> {
+    /// Loads what the arguments name, once it is clear that `decode` makes sense for it.
+    pub(crate) fn load(args: &ModelArgs, decode: &DecodeArgs, device: &B::Device) -> Result<(Self, Text), CliError> {
+        decode.check(args.adapter.is_some())?;
         let (lm, text) = load_base::<B>(&args.model, device)?;
         let model = match &args.adapter {
             None => Self::Plain(Box::new(lm)),
@@ -105,14 +122,23 @@ impl<B: Backend> Model<B> {
 
     /// A decoder that spends `params.evaluations` on each token.
     pub(crate) fn decoder(&self, params: DiffusionParams) -> Result<Decoder<'_, B>, CliError> {
+        self.check(&params)?;
         match self {
             Self::Joined(model) => Ok(Decoder::new(model, &params.check()?)?),
-            Self::Plain(lm) if params.evaluations == 1 => Ok(Decoder::plain(lm)),
-            Self::Plain(_) => Err(CliError::Usage(format!(
+            Self::Plain(lm) => Ok(Decoder::plain(lm)),
+        }
+    }
+
+    /// What [`decoder`](Self::decoder) would refuse, before its tables are computed.
+    pub(crate) fn check(&self, params: &DiffusionParams) -> Result<(), CliError> {
+        if params.evaluations != 1 && matches!(self, Self::Plain(_)) {
+            return Err(CliError::Usage(format!(
                 "--steps {} needs a diffusion path: name its file with --adapter, or use --steps 1 for the plain LM",
                 params.evaluations
-            ))),
+            )));
         }
+        params.check()?;
+        Ok(())
     }
 
     /// Steps when none are asked for: the paper's 15 with a diffusion path, 1 without.
@@ -129,17 +155,17 @@ impl DecodeArgs {
     pub(crate) fn diffusion(&self, steps: usize) -> DiffusionParams {
         let schedule = match self.cool {
             Some((power, end)) => TemperatureSchedule::Polynomial { power, end },
-            None => TemperatureSchedule::Constant { temperature: self.velocity_temperature },
+            None => TemperatureSchedule::Constant { temperature: self.velocity_temperature.unwrap_or(1.0) },
         };
         let expectation = |normalise| Estimate::Expectation { schedule, normalise };
         DiffusionParams {
             evaluations: steps,
-            solver: match self.solver {
+            solver: match self.solver.unwrap_or(SolverKind::Midpoint) {
                 SolverKind::Euler => Solver::Euler,
                 SolverKind::Midpoint => Solver::Midpoint,
             },
-            final_t: self.final_time,
-            estimate: match self.velocity {
+            final_t: self.final_time.unwrap_or(1.0),
+            estimate: match self.velocity.unwrap_or(VelocityKind::Sampled) {
                 VelocityKind::Sampled => Estimate::Sampled { schedule },
                 VelocityKind::Argmax => Estimate::Argmax,
                 VelocityKind::Expectation => expectation(Normalise::None),

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use l2d_eval::metric::Proportion;
+use l2d_eval::{Progress, Sample};
 use l2d_train::objective::{StepLoss, TIMESTEP_BINS};
 use l2d_train::{Observer, StepReport, ValidationReport};
 
@@ -79,12 +81,49 @@ pub(crate) fn bins(loss: &StepLoss) -> String {
     format!(" · by t: {}", means.join(" "))
 }
 
-/// A bar for other work, with a unit.
-pub(crate) fn plain_bar(total: u64, what: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    bar.set_style(style("{bar:30} {pos}/{len} {prefix} {elapsed} ETA {eta} · {msg}"));
-    bar.set_prefix(what.to_string());
-    bar
+/// Shows an evaluation.
+pub(crate) struct EvalProgress {
+    bar: ProgressBar,
+    what: String,
+    last_line: Instant,
+}
+
+impl EvalProgress {
+    /// A bar over the samples of a run; `what` says of which.
+    pub(crate) fn new(what: String) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        bar.set_style(style("{bar:30} {pos}/{len} {prefix} {elapsed} ETA {eta} · {msg}"));
+        bar.set_prefix(what.clone());
+        Self { bar, what, last_line: Instant::now() }
+    }
+
+    /// Leaves the bar as it stands.
+    pub(crate) fn finish(&self) {
+        self.bar.finish();
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for EvalProgress {
+    fn begin(&mut self, total: usize, resumed: usize) {
+        self.bar.set_length(total as u64);
+        self.bar.set_position(resumed as u64);
+    }
+
+    fn batch(&mut self, finished: &[Sample], so_far: Proportion) {
+        self.bar.inc(finished.len() as u64);
+        let message = format!("accuracy {:.1} %", 100.0 * so_far.mean);
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            eprintln!("{}: {done}/{total} · {message}", self.what);
+            self.last_line = Instant::now();
+        }
+        self.bar.set_message(message);
+    }
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -24,6 +24,14 @@ impl Family {
             Self::Qwen2 => "qwen2",
         }
     }
+
+    /// The entry of `architectures` in `config.json`, which converters and engines choose their code by.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
 }
 
 /// How rotary frequencies are stretched for long contexts.

@@ -102,16 +102,6 @@ pub enum Error {
     /// The chat template could not be parsed, or raised while it was rendered.
     #[error("chat template: {0}")]
     ChatTemplate(String),
-    /// A prompt does not fit the model's context.
-    #[error("the prompt has {tokens} tokens and {wanted} more were asked for, the model's context holds {context}")]
-    ContextOverflow {
-        /// Tokens in the prompt.
-        tokens: usize,
-        /// New tokens asked for.
-        wanted: usize,
-        /// The context length.
-        context: usize,
-    },
 }
 
 /// This crate's result.

@@ -38,6 +38,6 @@ mod write;
 pub use error::{BoxError, Error, Result};
 pub use generate::{Completion, FinishReason, GenerateRequest, Generator};
 pub use journal::Journal;
-pub use runner::{Evaluation, LengthLimit, Progress, RunResult, RunSettings, Sample};
+pub use runner::{Evaluation, LengthLimit, Progress, RowLength, RunResult, RunSettings, Sample};
 pub use task::Task;
 pub use write::write_atomically;

@@ -224,6 +224,12 @@ impl Report {
         for metric in &task.metrics {
             let _ = write!(text, " {}: {}.", metric.name, metric.description);
         }
+        text.push_str(" passes/token: of the diffusion path; at t = 0 it costs none.");
+        for run in self.runs.iter().filter(|run| run.cut_off_rate > 0.0) {
+            let share = 100.0 * run.cut_off_rate;
+            let _ =
+                write!(text, "\n{share:.1} % of the answers at {} steps were cut off at the most tokens.", run.steps);
+        }
         if self.runs.iter().any(|run| run.interrupted) {
             text.push_str(" * called off early.");
         }
@@ -252,7 +258,7 @@ pub fn markdown_table(runs: &[RunReport]) -> String {
     }
     header.push("steps".to_owned());
     header.extend(names.iter().map(|name| format!("{name} %")));
-    header.extend(["format %", "samples", "evaluations/token", "tokens/s"].map(str::to_owned));
+    header.extend(["format %", "samples", "passes/token", "tokens/s"].map(str::to_owned));
 
     let mut rows = vec![header];
     for run in runs {

@@ -15,10 +15,21 @@ use crate::task::{Problem, Scores, Task, Turn};
 
 /// Which prompts are short enough.
 pub struct LengthLimit<'a> {
-    /// Tokens of a prompt, generation prompt included, and its reference solution.
-    pub measure: &'a dyn Fn(&[Turn], &str) -> Result<usize, BoxError>,
-    /// The most they may be; the paper drops rows over 2048.
+    /// Counts the tokens of a prompt and its reference solution.
+    pub measure: &'a dyn Fn(&[Turn], &str) -> Result<RowLength, BoxError>,
+    /// The most prompt and solution may have together; the paper drops rows over 2048.
     pub max_tokens: usize,
+    /// The most prompt and completion may have together: the model's context.
+    pub context: usize,
+}
+
+/// Tokens of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLength {
+    /// Of the prompt, generation prompt included.
+    pub prompt: usize,
+    /// Of the reference solution.
+    pub solution: usize,
 }
 
 /// How a run generates. `generation` is the only part the harness does not read itself.
@@ -52,7 +63,7 @@ impl RunSettings {
 pub struct RowCounts {
     /// Rows looked at.
     pub rows: usize,
-    /// Rows dropped because prompt and reference solution are too long together.
+    /// Rows dropped because prompt and reference solution, or prompt and completion, are too long together.
     pub too_long: usize,
     /// Rows left out because their reference solution holds no answer.
     pub without_answer: usize,
@@ -153,7 +164,9 @@ impl<'t> Evaluation<'t> {
             if let Some(length) = length {
                 let tokens = (length.measure)(&turns, &problem.solution)
                     .map_err(|source| Error::Prompt { origin: row.origin().to_owned(), source })?;
-                if tokens > length.max_tokens {
+                if tokens.prompt + tokens.solution > length.max_tokens
+                    || tokens.prompt + task.max_new_tokens() > length.context
+                {
                     counts.too_long += 1;
                     continue;
                 }

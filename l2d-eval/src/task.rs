@@ -110,6 +110,9 @@ pub trait Task {
     /// The most tokens of a completion.
     fn max_new_tokens(&self) -> usize;
 
+    /// Sets the most tokens of a completion: prompts stay what they are, results are no longer the standard ones.
+    fn set_max_new_tokens(&mut self, tokens: usize);
+
     /// Texts that end a completion, beside the model's own end of turn.
     fn stop_strings(&self) -> Vec<String> {
         Vec::new()

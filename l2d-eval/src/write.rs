@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::path::Path;
 
-use tempfile::NamedTempFile;
-
 use crate::error::{Error, Result};
 
 /// Writes a file under a temporary name in the same folder, syncs it, and renames it into place. The folder is made where
@@ -19,16 +17,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     let at = |source| Error::io(path, source);
     std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-    let mut file = NamedTempFile::new_in(folder).map_err(at)?;
-    file.write_all(bytes).map_err(at)?;
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private; a result has the permissions of any new file of the user's.
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; a result is an ordinary file.
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(at)?;
-    }
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(at)?;
+    file.write_all(bytes).map_err(at)?;
     file.as_file().sync_all().map_err(at)?;
     file.persist(path).map_err(|error| at(error.error))?;
+    #[cfg(unix)]
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(at)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use l2d_eval::task::{Role, Turn};
 use l2d_eval::tasks::{Arithmetic, Gsm8k};
 use l2d_eval::{
     BoxError, Completion, Error, Evaluation, FinishReason, GenerateRequest, Generator, Journal, LengthLimit, Progress,
-    RunSettings, Sample, Task,
+    RowLength, RunSettings, Sample, Task,
 };
 use serde_json::json;
 
@@ -188,10 +188,11 @@ fn long_rows_and_rows_without_an_answer_are_counted() {
     let mut rows = sums(5);
     rows.extend(from_jsonl("more.jsonl", br#"{"question": "why?", "answer": "because"}"#).unwrap());
     let task = Arithmetic::default();
-    let measure = |turns: &[Turn], reference: &str| -> Result<usize, BoxError> {
-        Ok(turns.iter().map(|turn| turn.content.len()).sum::<usize>() + if reference == "2+1=3" { 100 } else { 0 })
+    let measure = |turns: &[Turn], reference: &str| -> Result<RowLength, BoxError> {
+        let prompt = turns.iter().map(|turn| turn.content.len()).sum::<usize>();
+        Ok(RowLength { prompt, solution: if reference == "2+1=3" { 100 } else { 0 } })
     };
-    let limit = LengthLimit { measure: &measure, max_tokens: 50 };
+    let limit = LengthLimit { measure: &measure, max_tokens: 50, context: usize::MAX };
     let evaluation = Evaluation::prepare(&task, &rows, &[], None, Some(&limit)).unwrap();
     let counts = evaluation.counts();
     assert_eq!((counts.rows, counts.too_long, counts.without_answer, counts.questions), (6, 1, 1, 4));
@@ -199,12 +200,20 @@ fn long_rows_and_rows_without_an_answer_are_counted() {
     let evaluation = Evaluation::prepare(&task, &rows, &[], Some(2), Some(&limit)).unwrap();
     assert_eq!((evaluation.counts().rows, evaluation.counts().questions), (2, 2));
 
-    let none = LengthLimit { measure: &measure, max_tokens: 0 };
+    // Every prompt has at least three characters here, and the task may answer with 128 tokens.
+    let small = LengthLimit { measure: &measure, max_tokens: 50, context: 130 };
+    assert!(matches!(Evaluation::prepare(&task, &rows, &[], None, Some(&small)), Err(Error::NoRows { .. })));
+    let mut brief = Arithmetic::default();
+    brief.set_max_new_tokens(20);
+    let evaluation = Evaluation::prepare(&brief, &rows, &[], None, Some(&small)).unwrap();
+    assert_eq!((evaluation.counts().questions, TaskReport::new(&evaluation, None).max_new_tokens), (4, 20));
+
+    let none = LengthLimit { measure: &measure, max_tokens: 0, context: usize::MAX };
     let error = Evaluation::prepare(&task, &rows, &[], None, Some(&none)).err().unwrap();
     assert_eq!(error.to_string(), "arithmetic: no row left to evaluate (6 read, 5 too long, 1 without an answer)");
     assert!(matches!(Evaluation::prepare(&task, &[], &[], None, None), Err(Error::NoRows { .. })));
-    let failing = |_: &[Turn], _: &str| -> Result<usize, BoxError> { Err("no template".into()) };
-    let limit = LengthLimit { measure: &failing, max_tokens: 50 };
+    let failing = |_: &[Turn], _: &str| -> Result<RowLength, BoxError> { Err("no template".into()) };
+    let limit = LengthLimit { measure: &failing, max_tokens: 50, context: usize::MAX };
     let error = Evaluation::prepare(&task, &rows, &[], None, Some(&limit)).err().unwrap();
     assert_eq!(error.to_string(), "sums.jsonl: line 1: rendering the prompt failed: no template");
 }
@@ -278,13 +287,13 @@ fn the_report_as_markdown() {
     insta::assert_snapshot!(report().to_markdown(), @r"
     ## arithmetic (version 1)
 
-    | steps |  accuracy % | format % | samples | evaluations/token | tokens/s |
-    | -----:| -----------:| --------:| -------:| -----------------:| --------:|
-    |     1 | 60.0 ± 16.3 |    100.0 |      10 |             14.00 |     10.0 |
-    |    15 | 90.0 ± 10.0 |    100.0 |      10 |             14.00 |     10.0 |
+    | steps |  accuracy % | format % | samples | passes/token | tokens/s |
+    | -----:| -----------:| --------:| -------:| ------------:| --------:|
+    |     1 | 60.0 ± 16.3 |    100.0 |      10 |        14.00 |     10.0 |
+    |    15 | 90.0 ± 10.0 |    100.0 |      10 |        14.00 |     10.0 |
 
     10 of 10 rows asked; 0 shots, at most 128 new tokens; prompts ce759156b2691a64f38c068157aab553.
-    ± is the standard error, clustered by question. accuracy: the worked solution's final number, compared as numbers.
+    ± is the standard error, clustered by question. accuracy: the worked solution's final number, compared as numbers. passes/token: of the diffusion path; at t = 0 it costs none.
     ");
 }
 
@@ -306,10 +315,10 @@ fn a_table_of_several_series_names_them() {
     runs[1].series = "a|b".to_owned();
     runs[1].interrupted = true;
     insta::assert_snapshot!(markdown_table(&runs), @r"
-    | series | steps |  accuracy % | format % | samples | evaluations/token | tokens/s |
-    |:------ | -----:| -----------:| --------:| -------:| -----------------:| --------:|
-    | L2D    |     1 | 60.0 ± 16.3 |    100.0 |      10 |             14.00 |     10.0 |
-    | a\|b   |   15* | 90.0 ± 10.0 |    100.0 |      10 |             14.00 |     10.0 |
+    | series | steps |  accuracy % | format % | samples | passes/token | tokens/s |
+    |:------ | -----:| -----------:| --------:| -------:| ------------:| --------:|
+    | L2D    |     1 | 60.0 ± 16.3 |    100.0 |      10 |        14.00 |     10.0 |
+    | a\|b   |   15* | 90.0 ± 10.0 |    100.0 |      10 |        14.00 |     10.0 |
     ");
     assert_eq!(markdown_table(&[]), "");
 }

@@ -205,15 +205,19 @@ pub fn argmax(logits: &[f32]) -> Result<usize> {
     }
 }
 
-/// The token at which the cumulative distribution of `softmax(logits / temperature)` passes `u` in `[0, 1)`.
+/// The token at which the cumulative distribution of `softmax(logits / temperature)` passes `u` in `[0, 1)`; the arg-max at
+/// temperature 0.
 ///
 /// A deterministic function of the logits and one uniform number.
 ///
 /// # Errors
 /// [`Error::Logits`] where the logits are no distribution.
 pub fn inverse_cdf(logits: &[f32], temperature: f64, u: f64) -> Result<usize> {
-    let largest = logits[argmax(logits)?];
-    let weights: Vec<f64> = logits.iter().map(|&logit| weight(logit, largest, temperature)).collect();
+    let best = argmax(logits)?;
+    if temperature == 0.0 {
+        return Ok(best);
+    }
+    let weights: Vec<f64> = logits.iter().map(|&logit| weight(logit, logits[best], temperature)).collect();
     Ok(walk(weights.iter().copied(), u))
 }
 
@@ -223,7 +227,10 @@ pub fn inverse_cdf(logits: &[f32], temperature: f64, u: f64) -> Result<usize> {
 /// # Errors
 /// [`Error::Logits`] where the logits are no distribution.
 pub fn gumbel_argmax(logits: &[f32], temperature: f64, rng: &mut impl Rng) -> Result<usize> {
-    argmax(logits)?;
+    let most_likely = argmax(logits)?;
+    if temperature == 0.0 {
+        return Ok(most_likely);
+    }
     let mut best = (0, f64::NEG_INFINITY);
     for (id, &logit) in logits.iter().enumerate() {
         let score = f64::from(logit) / temperature + rng::gumbel(rng);

@@ -34,7 +34,7 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Learning rate of this update.
     pub learning_rate: f64,
-    /// Token slots processed per second, padding included.
+    /// Tokens of the examples processed per second, prompts included, padding not.
     pub tokens_per_second: f64,
     /// Examples seen divided by examples there are.
     pub epoch: f64,
@@ -218,6 +218,12 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                 }
                 (self.state, self.optimiser) = (state, optimiser);
             }
+            None if *resume => {
+                return Err(TrainError::Resume {
+                    path: dir.root().to_path_buf(),
+                    reason: "there is no checkpoint in this folder to go on from; leave out --resume to start".into(),
+                });
+            }
             None => {}
         }
         dir.clear_incomplete()?;
@@ -292,7 +298,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let no_class = self.task.no_class(&self.model);
         let mut loss = StepLoss::default();
         let mut gradients = NamedGradients::default();
-        let mut slots = 0;
+        let tokens: usize = picked.iter().map(|example| example.tokens.len()).sum();
         for micro in micro_batches(&picked, self.config.micro_batch_size.unwrap_or(picked.len())) {
             let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
             let mut rngs: Vec<ChaCha8Rng> = micro
@@ -302,7 +308,6 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             let (micro_loss, micro_gradients) = self.task.gradients(&self.model, &batch, &mut rngs);
             loss.merge(&micro_loss);
             gradients.add(micro_gradients);
-            slots += batch.slots();
         }
         self.finite(step, "loss", loss.mean(), self.state.step.saturating_sub(1))?;
         gradients.scale(1.0 / loss.tokens as f64);
@@ -323,7 +328,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             loss,
             gradient_norm,
             learning_rate,
-            tokens_per_second: slots as f64 / start.elapsed().as_secs_f64(),
+            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64(),
             epoch: self.state.examples_seen as f64 / self.examples.len() as f64,
         })
     }

@@ -5,8 +5,9 @@
 //! when it is whole.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{StoredDtype, read_tensors, write_atomically, write_tensors};
@@ -40,19 +41,37 @@ pub struct RunState {
     pub fingerprint: u64,
 }
 
-/// The folder of a run.
+/// Locked for as long as a run writes to its folder; the file stays, empty.
+const LOCK: &str = ".lock";
+
+/// The folder of a run, reserved for this process until all copies are dropped.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     root: PathBuf,
+    /// Released by the system even when the process is killed.
+    _lock: Arc<File>,
 }
 
 impl RunDir {
-    /// Makes the folder (or takes an existing one) and tries at once that it can be written to, rather than after an hour.
+    /// Makes the folder (or takes an existing one), reserves it, and tries at once that it can be written to, rather than
+    /// after an hour.
+    ///
+    /// # Errors
+    /// The folder cannot be written to, or another run is writing to it.
     pub fn create(root: &Path) -> Result<Self> {
         let io = |e| TrainError::io(root, e);
         fs::create_dir_all(root.join(CHECKPOINTS)).map_err(io)?;
         tempfile::NamedTempFile::new_in(root).map_err(io)?;
-        Ok(Self { root: root.to_path_buf() })
+        let lock = File::create(root.join(LOCK)).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+            Err(TryLockError::WouldBlock) => {
+                let reason = "another run is writing to this folder; wait for it, stop it, or give another folder";
+                return Err(io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, reason)));
+            }
+        }
+        Ok(Self { root: root.to_path_buf(), _lock: Arc::new(lock) })
     }
 
     /// The folder.

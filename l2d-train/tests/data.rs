@@ -99,16 +99,16 @@ fn missing_files_empty_folders_and_truncated_archives_are_refused() {
 }
 
 #[test]
-fn template_errors_and_unknown_classes_name_the_conversation() {
+fn template_errors_and_unknown_classes_name_the_row() {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = file(&folder, "a.jsonl", "{\"question\":\"q\",\"answer\":\"no!\",\"kind\":\"art\"}\n");
+    let path = file(&folder, "a.jsonl", "\n{\"question\":\"q\",\"answer\":\"no!\",\"kind\":\"art\"}\n");
     let rows = read_conversations(std::slice::from_ref(&path), &Columns::default()).expect("read");
     let error = Dataset::build(&rows, &Characters, &[], 100).expect_err("template");
-    assert!(error.to_string().contains("conversation 1: no shouting"), "{error}");
+    assert!(error.to_string().contains("a.jsonl, row 2: no shouting"), "{error}");
     let columns = Columns { class: Some("kind".into()), ..Default::default() };
     let rows = read_conversations(&[path], &columns).expect("read");
     let error = Dataset::build(&rows, &Characters, &["math".into()], 100).expect_err("class");
-    assert!(error.to_string().contains("class `art` is none of: math"), "{error}");
+    assert!(error.to_string().contains("a.jsonl, row 2: class `art` is none of: math"), "{error}");
 }
 
 #[test]
@@ -142,7 +142,7 @@ proptest! {
             .map(|&(length, prompt)| Example {
                 tokens: (0..length as u32).collect(),
                 prompt: prompt.min(length - 1),
-                class: None,
+                class: None, conversation: 0,
             })
             .collect();
         let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), None);

@@ -28,7 +28,7 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
         .map(|_| {
             let length = rng.random_range(4..14);
             let tokens = (0..length).map(|_| rng.random_range(0..300)).collect();
-            Example { tokens, prompt: rng.random_range(1..length), class: None }
+            Example { tokens, prompt: rng.random_range(1..length), class: None, conversation: 0 }
         })
         .collect()
 }
@@ -345,9 +345,9 @@ fn a_killed_run_goes_on_from_its_last_whole_checkpoint() {
     // Killed in update 8, while a checkpoint was being written: the last whole one is two updates old.
     let folder = tempfile::tempdir().expect("a folder");
     run(&config, Some(folder.path()), false, Some(8)).0.expect("stopped");
-    let dir = RunDir::create(folder.path()).expect("open");
+    let newest = RunDir::create(folder.path()).expect("open").checkpoint(8);
     let half = folder.path().join("checkpoints/.incomplete-x");
-    std::fs::rename(dir.checkpoint(8), &half).expect("renamed");
+    std::fs::rename(newest, &half).expect("renamed");
     std::fs::remove_file(half.join("state.json")).expect("removed");
     let metrics = folder.path().join("metrics.jsonl");
     let torn = std::fs::read_to_string(&metrics).expect("metrics") + "{\"kind\":\"train\",\"st";
@@ -364,7 +364,7 @@ fn a_killed_run_goes_on_from_its_last_whole_checkpoint() {
 fn a_checkpoint_whose_parts_do_not_belong_together_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     run(&config(), Some(folder.path()), false, Some(2)).0.expect("stopped");
-    let dir = RunDir::create(folder.path()).expect("open");
+    let checkpoint = |step| RunDir::create(folder.path()).expect("open").checkpoint(step);
     let other = tempfile::tempdir().expect("a folder");
     let wider = TrainConfig { diffusion: RawDiffusionConfig { dim: 16, ..config().diffusion }, ..config() };
     run(&wider, Some(other.path()), false, Some(2)).0.expect("stopped");
@@ -377,7 +377,7 @@ fn a_checkpoint_whose_parts_do_not_belong_together_is_refused() {
     let message = run(&config(), Some(folder.path()), true, None).0.expect_err("refused").to_string();
     assert!(message.contains("optimizer.safetensors"), "{message}");
     std::fs::write(folder.path().join(moments), own).expect("written");
-    std::fs::rename(dir.checkpoint(2), dir.checkpoint(9)).expect("renamed");
+    std::fs::rename(checkpoint(2), checkpoint(9)).expect("renamed");
     let message = run(&config(), Some(folder.path()), true, None).0.expect_err("refused").to_string();
     assert!(message.contains("after 2 updates, not after 9"), "{message}");
 }
@@ -403,6 +403,11 @@ fn a_used_folder_another_config_and_an_unwritable_place_are_refused() {
     let other = TrainConfig { learning_rate: 1e-3, ..config() };
     let error = run(&other, Some(folder.path()), true, None).0.expect_err("another config");
     assert!(error.to_string().contains("settings or data"), "{error}");
+    let running = RunDir::create(folder.path()).expect("nobody runs here");
+    let error = RunDir::create(folder.path()).expect_err("somebody runs here").to_string();
+    assert!(error.contains("another run is writing"), "{error}");
+    drop(running);
+    RunDir::create(folder.path()).expect("free again");
     let file = folder.path().join("metrics.jsonl");
     let error = RunDir::create(&file).expect_err("a file is no folder");
     assert!(matches!(error, TrainError::Io { .. }) && error.to_string().contains("metrics.jsonl"), "{error}");

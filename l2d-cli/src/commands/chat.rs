@@ -1,22 +1,24 @@
 //! `l2d chat`: a conversation in the terminal.
 
 use std::io::{BufRead, Write};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
-use l2d_infer::decode::{Event, GenerationParams, Hooks, Request};
+use l2d_infer::decode::{Completion, Decoder, Event, FinishReason, GenerationParams, Hooks, Request};
 
 use crate::args::ChatArgs;
+use crate::commands::generate::describe;
 use crate::error::CliError;
-use crate::model::{Model, on_interrupt};
+use crate::model::{Model, Text, on_interrupt};
+use crate::output::say;
 
 const HELP: &str = "/steps N  evaluations per token · /reset  forget the conversation · /exit  (or end of input) leave";
 
 /// Runs the command: prompts on stderr, answers on stdout, until the input ends. Ctrl-C cuts an answer short.
 pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
     text.template()?;
     let mut steps = args.steps.unwrap_or_else(|| model.default_steps());
     let mut decoder = model.decoder(args.decode.diffusion(steps))?;
@@ -59,30 +61,54 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
             _ => {}
         }
         messages.push(Message::user(line));
-        let tokens = text.prompt(&messages)?;
-        let generation = GenerationParams {
-            max_tokens: model.room(args.max_tokens, 512, tokens.len()),
-            seed: args.decode.seed,
-            sampling: args.decode.sampling(),
-            stop_tokens: text.stop_tokens.clone(),
-            stop_strings: Vec::new(),
-        };
-        let request = Request { tokens, class: None, sequence: turn };
-        turn += 1;
         cancel.store(false, Ordering::Relaxed);
-        let mut show = |event: Event<'_>| {
-            let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
-            // A closed stdout ends the command at the next line; there is nobody left to tell.
-            let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
-        };
-        let hooks = Hooks { text: Some(&text), on_event: Some(&mut show), cancel: Some(&cancel), ..Hooks::default() };
-        match decoder.generate(&[request], &generation.check()?, hooks) {
-            Ok(answers) => messages.extend(answers.into_iter().map(|answer| Message::assistant(answer.text))),
+        match answer(args, &model, &decoder, &text, &messages, turn, &cancel) {
+            Ok(completion) => {
+                match completion.finish {
+                    FinishReason::StopToken(_) => {}
+                    cut => eprintln!("[{}]", describe(&cut)),
+                }
+                messages.push(Message::assistant(completion.text));
+            }
+            Err(CliError::OutputClosed) => return Err(CliError::OutputClosed),
             Err(error) => {
                 messages.pop();
                 eprintln!("error: {error}");
+                if matches!(error, CliError::Infer(l2d_infer::Error::Context { .. })) {
+                    eprintln!("hint: the conversation fills the model's context; /reset begins a new one");
+                }
             }
         }
-        writeln!(std::io::stdout()).map_err(|e| CliError::io("standard output", e))?;
+        turn += 1;
     }
+}
+
+/// Decodes and streams one answer.
+fn answer<B: Backend>(
+    args: &ChatArgs,
+    model: &Model<B>,
+    decoder: &Decoder<'_, B>,
+    text: &Text,
+    messages: &[Message],
+    turn: u64,
+    cancel: &AtomicBool,
+) -> Result<Completion, CliError> {
+    let tokens = text.prompt(messages)?;
+    let generation = GenerationParams {
+        max_tokens: model.room(args.max_tokens, 512, tokens.len()),
+        seed: args.decode.seed,
+        sampling: args.decode.sampling(),
+        stop_tokens: text.stop_tokens.clone(),
+        stop_strings: Vec::new(),
+    };
+    let mut show = |event: Event<'_>| {
+        let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
+        // A closed stdout ends the command with the answer's last line.
+        let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
+    };
+    let hooks = Hooks { text: Some(text), on_event: Some(&mut show), cancel: Some(cancel), ..Hooks::default() };
+    let request = Request { tokens, class: None, sequence: turn };
+    let mut completions = decoder.generate(&[request], &generation.check()?, hooks)?;
+    say!("")?;
+    completions.pop().ok_or_else(|| CliError::Usage("the decoder gave no answer".into()))
 }

@@ -3,37 +3,48 @@
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
-use indicatif::ProgressBar;
 use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter, write_atomically};
-use l2d_eval::metric::Proportion;
 use l2d_eval::plot::AccuracyPlot;
 use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::{read_file, read_split};
 use l2d_eval::task::Turn;
 use l2d_eval::tasks::by_name;
-use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, Progress, RunSettings, Sample};
+use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, RowLength, RunSettings};
 use serde_json::{Value, json};
 
-use crate::args::{EvalArgs, ModelArgs};
+use crate::args::EvalArgs;
 use crate::error::CliError;
 use crate::generator::{ModelGenerator, messages};
 use crate::model::{Model, Text, on_interrupt};
-use crate::progress::plain_bar;
+use crate::output::say;
+use crate::progress::EvalProgress;
 
 /// The paper drops rows whose prompt and reference answer are longer together.
 const MAX_ROW_TOKENS: usize = 2048;
 
-/// Runs the command. Finished samples are in a journal, so the same command goes on where it was stopped.
-pub(crate) fn run<B: Backend>(args: &EvalArgs) -> Result<(), CliError> {
-    let tasks = args.tasks.iter().map(|name| by_name(name)).collect::<Result<Vec<_>, _>>()?;
+/// Runs the command. Finished samples are in a journal, so the same command goes on where it was stopped. A batch is decoded
+/// in at most `threads` threads.
+pub(crate) fn run<B: Backend>(args: &EvalArgs, threads: usize) -> Result<(), CliError> {
+    let mut tasks = args.tasks.iter().map(|name| by_name(name)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(tokens) = args.max_tokens {
+        tasks.iter_mut().for_each(|task| task.set_max_new_tokens(tokens));
+    }
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
+    let usual = match &args.model.adapter {
+        Some(_) => vec![1, model.default_steps()],
+        None => vec![1],
+    };
+    let budgets = args.steps.as_ref().unwrap_or(&usual);
     // Refuse a number of steps that cannot be met before hours of those that can.
-    for &steps in &args.steps {
-        model.decoder(args.decode.diffusion(steps))?;
+    for &steps in budgets {
+        model.check(&args.decode.diffusion(steps))?;
     }
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let identity = identity(&args.model, &BaseFingerprint::of(model.lm()))?;
+    let identity = Identity::of(args, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
+    for task in &tasks {
+        identity.check_owner(&args.out, task.name())?;
+    }
     let cancel = on_interrupt()?;
     for task in &tasks {
         let (rows, shot_rows, provenance) = match task.data_set() {
@@ -46,43 +57,47 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs) -> Result<(), CliError> {
             None => (read_file(&args.data.join(format!("{}.jsonl", task.split())))?, Vec::new(), None),
         };
         let measure = |turns: &[Turn], solution: &str| length(&text, turns, solution);
-        let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS };
+        let context = model.lm().config.max_positions;
+        let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS, context };
         let evaluation = Evaluation::prepare(task.as_ref(), &rows, &shot_rows, args.limit, Some(&limit))?;
         let mut journal = Journal::open(args.out.join(format!("{}.samples.jsonl", task.name())))?;
         let mut runs = Vec::new();
         let mut interrupted = false;
-        for &steps in &args.steps {
+        for &steps in budgets {
             let params = args.decode.diffusion(steps);
             let settings = RunSettings {
                 samples: 1,
                 batch_size: args.batch_size,
                 seed: args.decode.seed,
                 generation: json!({
-                    "model": identity,
+                    "model": identity.key,
                     "diffusion": params,
                     "sampling": args.decode.sampling(),
-                    "max_tokens": args.max_tokens,
                 }),
             };
             let mut generator = ModelGenerator {
                 decoder: model.decoder(params)?,
                 text: &text,
                 sampling: args.decode.sampling(),
-                max_tokens: args.max_tokens,
                 cancel: &cancel,
+                threads,
             };
-            let mut bar = Bar(plain_bar(0, &format!("{} at {steps}", task.name())));
-            let result = evaluation.run(&settings, &mut generator, Some(&mut journal), &mut bar, &cancel)?;
-            bar.0.finish();
+            let mut progress = EvalProgress::new(format!("{} at {steps}", task.name()));
+            let result = evaluation.run(&settings, &mut generator, Some(&mut journal), &mut progress, &cancel)?;
+            progress.finish();
             interrupted |= result.interrupted;
             runs.push(RunReport::new(&evaluation, series(args), steps, &settings, &result));
             if interrupted {
                 break;
             }
         }
-        let report = Report::new(TaskReport::new(&evaluation, provenance.as_ref()), identity.clone(), runs);
-        write(&args.out, task.name(), &report)?;
-        println!("{}", report.to_markdown());
+        // Called off before anything was finished: an older result is not replaced by nothing.
+        if runs.iter().any(|run| run.samples > 0) {
+            let report =
+                Report::new(TaskReport::new(&evaluation, provenance.as_ref()), identity.description.clone(), runs);
+            write(&args.out, task.name(), &report)?;
+            say!("{}", report.to_markdown())?;
+        }
         if interrupted {
             return Err(CliError::Interrupted);
         }
@@ -91,21 +106,63 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs) -> Result<(), CliError> {
 }
 
 /// Tokens of a prompt and its reference answer.
-fn length(text: &Text, turns: &[Turn], solution: &str) -> Result<usize, BoxError> {
-    Ok(text.prompt(&messages(turns))?.len() + text.tokenizer.encode(solution, false)?.len())
+fn length(text: &Text, turns: &[Turn], solution: &str) -> Result<RowLength, BoxError> {
+    Ok(RowLength {
+        prompt: text.prompt(&messages(turns))?.len(),
+        solution: text.tokenizer.encode(solution, false)?.len(),
+    })
 }
 
-/// What the results are results of: names for people, fingerprints for the journal.
-fn identity(args: &ModelArgs, base: &BaseFingerprint) -> Result<Value, CliError> {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let adapter = match &args.adapter {
-        None => Value::Null,
-        Some(file) => {
+/// What the results are results of.
+struct Identity {
+    /// Everything a completion depends on beside the settings and the prompt's text, by content and not by name.
+    key: Value,
+    /// The same with names for people.
+    description: Value,
+}
+
+impl Identity {
+    fn of(args: &EvalArgs, base: &BaseFingerprint, text: &Text, backend: String) -> Result<Self, CliError> {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let template = text.template.as_ref().map(|template| template.source());
+        let text = json!([text.tokenizer.to_json()?, template, text.stop_tokens]);
+        let mut key = json!({ "base": base, "text": sha256(text.to_string().as_bytes()), "backend": backend });
+        let mut description = key.clone();
+        description["name"] = name(&args.model.model).into();
+        if let Some(file) = &args.model.adapter {
             let bytes = std::fs::read(file).map_err(|e| CliError::io(file, e))?;
-            json!({ "name": name(file), "sha256": sha256(&bytes), "notes": inspect_adapter(file)?.notes })
+            key["adapter"] = sha256(&bytes).into();
+            let notes = inspect_adapter(file)?.notes;
+            description["adapter"] = json!({ "name": name(file), "sha256": key["adapter"], "notes": notes });
         }
-    };
-    Ok(json!({ "name": name(&args.model), "base": base, "adapter": adapter }))
+        Ok(Self { key, description })
+    }
+
+    /// Refuses to write over the results of another model or adapter.
+    fn check_owner(&self, folder: &Path, task: &str) -> Result<(), CliError> {
+        let path = folder.join(format!("{task}.json"));
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(CliError::io(&path, error)),
+        };
+        let owner = serde_json::from_str::<Value>(&text).unwrap_or_default();
+        let same = ["base", "adapter"].iter().all(|part| {
+            let content = |value: &Value| value.get("sha256").unwrap_or(value).clone();
+            content(&owner["model"][*part]) == content(&self.description[*part])
+        });
+        if same {
+            return Ok(());
+        }
+        let named = |value: &Value| value.as_str().unwrap_or("another model").to_owned();
+        let adapter = owner["model"]["adapter"]["name"].as_str().map(|name| format!(" with {name}"));
+        Err(CliError::Usage(format!(
+            "{} holds the results of {}{}: give another folder with --out",
+            path.display(),
+            named(&owner["model"]["name"]),
+            adapter.unwrap_or_default(),
+        )))
+    }
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -127,19 +184,4 @@ fn write(folder: &Path, name: &str, report: &Report) -> Result<(), CliError> {
     let title = format!("{}: accuracy against diffusion steps", report.task.name);
     AccuracyPlot::from_runs(title, "accuracy, %", &report.runs).draw()?.save(&folder.join(name))?;
     Ok(())
-}
-
-/// The harness's progress as a bar.
-pub(crate) struct Bar(pub(crate) ProgressBar);
-
-impl Progress for Bar {
-    fn begin(&mut self, total: usize, resumed: usize) {
-        self.0.set_length(total as u64);
-        self.0.set_position(resumed as u64);
-    }
-
-    fn batch(&mut self, finished: &[Sample], so_far: Proportion) {
-        self.0.inc(finished.len() as u64);
-        self.0.set_message(format!("accuracy {:.1} %", 100.0 * so_far.mean));
-    }
 }

@@ -10,11 +10,12 @@ use l2d_infer::decode::{Event, FinishReason, GenerationParams, Hooks, Request};
 use crate::args::GenerateArgs;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
+use crate::output::say;
 
 /// Runs the command. The answer streams to stdout; a line of figures goes to stderr.
 pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
     let prompt = prompt(&args.prompt)?;
     let tokens = if args.raw {
         text.raw(&prompt)?
@@ -34,7 +35,9 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
     let cancel = on_interrupt()?;
     let start = Instant::now();
     let mut written = Ok(());
+    let mut first_token = None;
     let mut show = |event: Event<'_>| {
+        first_token.get_or_insert_with(Instant::now);
         let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
         written = std::mem::replace(&mut written, Ok(())).and_then(|()| {
             let mut out = std::io::stdout().lock();
@@ -46,15 +49,21 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
     let prompt_tokens = request.tokens.len();
     let hooks = Hooks { text: Some(&text), on_event: Some(&mut show), cancel: Some(&cancel), ..Hooks::default() };
     let completions = decoder.generate(&[request], &generation.check()?, hooks)?;
-    written.and_then(|()| writeln!(std::io::stdout())).map_err(|e| CliError::io("standard output", e))?;
+    match written {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Err(CliError::OutputClosed),
+        Err(error) => return Err(CliError::io("standard output", error)),
+        Ok(()) => say!("")?,
+    }
+    let end = Instant::now();
     for completion in &completions {
-        let seconds = start.elapsed().as_secs_f64();
+        let (first, tokens) = (first_token.unwrap_or(end), completion.tokens.len());
+        // The first token's time is the prompt's.
+        let speed = tokens.saturating_sub(1) as f64 / (end - first).as_secs_f64().max(f64::EPSILON);
         eprintln!(
-            "[{prompt_tokens} prompt tokens, {} new at {steps} evaluation{} each, {:.2} s, {:.1} tokens/s, {}]",
-            completion.tokens.len(),
+            "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {steps} evaluation{} each, \
+             {speed:.1} tokens/s; {}]",
+            (first - start).as_secs_f64(),
             if steps == 1 { "" } else { "s" },
-            seconds,
-            completion.tokens.len() as f64 / seconds,
             describe(&completion.finish),
         );
         if completion.finish == FinishReason::Cancelled {

@@ -31,12 +31,12 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use crate::args::QuickstartArgs;
-use crate::arithmetic::{Problem, Split, problems, write_jsonl};
-use crate::commands::eval::Bar;
+use crate::arithmetic::{Problem, SLIP_EVERY, Split, problems, write_jsonl};
 use crate::error::CliError;
 use crate::generator::ModelGenerator;
 use crate::model::{Text, on_interrupt};
-use crate::progress::{TrainProgress, plain_bar};
+use crate::output::say;
+use crate::progress::{EvalProgress, TrainProgress};
 use crate::tiny;
 
 /// Budgets of the scaling curve; 1 is the plain LM.
@@ -50,8 +50,8 @@ const TRAINING_PROBLEMS: usize = 60_000;
 /// Sequences decoded together: enough to fill a CPU, few enough to see progress.
 const BATCH: usize = 100;
 
-/// Runs the command.
-pub(crate) fn run<B: Backend>(args: &QuickstartArgs) -> Result<(), CliError> {
+/// Runs the command; a batch is decoded in at most `threads` threads.
+pub(crate) fn run<B: Backend>(args: &QuickstartArgs, threads: usize) -> Result<(), CliError> {
     if let Some(folder) = &args.export_data {
         return export_data(folder, args.seed);
     }
@@ -61,13 +61,14 @@ pub(crate) fn run<B: Backend>(args: &QuickstartArgs) -> Result<(), CliError> {
     let cancel = on_interrupt()?;
     let (lm, text) = tiny::base::<B>(&device)?;
     let recipe = tiny::recipe()?;
-    println!(
-        "The base: a Llama-type LM of {:.1} million parameters, pretrained on products such as {}.",
+    say!(
+        "The base: a Llama-type LM of {:.1} million parameters, pretrained on products such as {}. One written digit in \
+         {SLIP_EVERY} of its corpus was wrong; what it is finetuned on from here is right.",
         lm.config.num_parameters() as f64 / 1e6,
         example_line(Problem { left: 347, right: 28 }),
-    );
+    )?;
 
-    let session = Session { lm, text, device, cancel: &cancel, args };
+    let session = Session { lm, text, device, cancel: &cancel, args, threads };
     let examples = session.examples()?;
     let live = session.train_live(&recipe, &examples)?;
     let baseline = if args.baseline { Some(session.train_baseline(&recipe, &examples)?) } else { None };
@@ -77,7 +78,7 @@ pub(crate) fn run<B: Backend>(args: &QuickstartArgs) -> Result<(), CliError> {
         Some(load_adapter_bytes(Path::new("the shipped adapter"), tiny::ADAPTER, &session.lm)?)
     };
     session.evaluate(live, shipped, baseline)?;
-    println!("\n{} seconds in all.", start.elapsed().as_secs());
+    say!("\n{} seconds in all.", start.elapsed().as_secs())?;
     Ok(())
 }
 
@@ -88,6 +89,7 @@ struct Session<'a, B: Backend> {
     device: Device<B>,
     cancel: &'a AtomicBool,
     args: &'a QuickstartArgs,
+    threads: usize,
 }
 
 impl<B: Backend> Session<'_, B> {
@@ -102,7 +104,7 @@ impl<B: Backend> Session<'_, B> {
     fn train_live(&self, recipe: &TrainConfig, examples: &[Example]) -> Result<DiffusionPath<B>, CliError> {
         let diffusion = recipe.diffusion.clone().check(Path::new("the recipe"))?;
         let path = DiffusionPath::init(&self.lm, &diffusion, &mut ChaCha8Rng::seed_from_u64(self.args.seed));
-        println!(
+        say!(
             "\nFinetuning a diffusion path of {} parameters beside it ({}). Watch the loss by diffusion time t: near t = 1 \
              the path is shown almost the answer, so it falls first; near t = 0 it stays the base's.",
             diffusion.parameter_counts(&self.lm.config).total(),
@@ -111,7 +113,7 @@ impl<B: Backend> Session<'_, B> {
             } else {
                 format!("about {} seconds", self.args.seconds)
             },
-        );
+        )?;
         let mut objective = L2dObjective::<Autodiff<B>>::new(self.lm.clone());
         objective.timesteps = recipe.timesteps;
         let task = L2dTask::new(objective);
@@ -119,13 +121,13 @@ impl<B: Backend> Session<'_, B> {
         let file = self.args.out.join("live-adapter.safetensors");
         let notes = BTreeMap::from([("made_by".to_string(), "l2d quickstart".to_string())]);
         save_adapter(&file, &path, &BaseFingerprint::of(&self.lm), &notes, StoredDtype::F32)?;
-        println!("Saved {}.", file.display());
+        say!("Saved {}.", file.display())?;
         Ok(path)
     }
 
     /// Low-rank finetuning of the base's weights on the same data, for as long.
     fn train_baseline(&self, recipe: &TrainConfig, examples: &[Example]) -> Result<Lm<B>, CliError> {
-        println!("\nThe baseline: ordinary LoRA finetuning of the base's weights, same data, same time.");
+        say!("\nThe baseline: ordinary LoRA finetuning of the base's weights, same data, same time.")?;
         let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(self.lm.clone());
         let lm = add_lora(lm, recipe.lora_rank, recipe.lora_alpha, &mut ChaCha8Rng::seed_from_u64(self.args.seed));
         let task = LmTask { objective: LmObjective { head_chunk: recipe.head_chunk } };
@@ -172,13 +174,13 @@ impl<B: Backend> Session<'_, B> {
         shipped: Option<DiffusionPath<B>>,
         baseline: Option<Lm<B>>,
     ) -> Result<(), CliError> {
-        let held_out = problems(Split::Test, self.args.problems, self.args.seed);
+        let held_out = problems(Split::Test, self.args.problems as usize, self.args.seed);
         let mut jsonl = Vec::new();
-        write_jsonl(&held_out, &mut jsonl).map_err(|e| CliError::io("memory", e))?;
+        write_jsonl(&held_out, Problem::solution, &mut jsonl).map_err(|e| CliError::io("memory", e))?;
         let task = Arithmetic { max_new_tokens: tiny::MAX_NEW_TOKENS, ..Arithmetic::default() };
         let rows = from_jsonl("held-out problems", &jsonl)?;
         let evaluation = Evaluation::prepare(&task, &rows, &[], None, None)?;
-        println!("\n{} held-out problems, each budget of evaluations per token:", held_out.len());
+        say!("\n{} held-out problems, each budget of evaluations per token:", held_out.len())?;
 
         let mut runs = Vec::new();
         let mut kept: BTreeMap<(&str, usize), RunResult> = BTreeMap::new();
@@ -203,19 +205,19 @@ impl<B: Backend> Session<'_, B> {
             }
         }
 
-        println!("\n{}", markdown_table(&runs));
-        println!(
+        say!("\n{}", markdown_table(&runs))?;
+        say!(
             "One evaluation is the plain LM. ± is the standard error. Every token but the greedy row's is sampled untempered."
-        );
+        )?;
         let best = adapters.last().map_or(live_name, |(series, _)| series);
         for (a, b) in [((best, 15), ("base, sampled", 1)), ((best, 31), (best, 3))] {
             if let (Some(first), Some(second)) = (kept.get(&a), kept.get(&b)) {
                 let difference = PairedDifference::of(first.judged("accuracy"), second.judged("accuracy"))?;
                 let name = |(series, steps): (&str, usize)| format!("{series} at {steps}");
-                println!("{}.", describe_difference(&name(a), &name(b), &difference));
+                say!("{}.", describe_difference(&name(a), &name(b), &difference))?;
             }
         }
-        self.show_answers(&held_out, &kept, best);
+        self.show_answers(&held_out, &kept, best)?;
         self.write(&evaluation, runs)
     }
 
@@ -234,36 +236,42 @@ impl<B: Backend> Session<'_, B> {
             generation: json!({ "series": series, "steps": steps, "estimate": tiny::estimate(), "sampling": sampling }),
         };
         let mut generator =
-            ModelGenerator { decoder, text: &self.text, sampling, max_tokens: None, cancel: self.cancel };
-        let mut bar = Bar(plain_bar(0, &format!("{series} at {steps}")));
-        let result = evaluation.run(&settings, &mut generator, None, &mut bar, self.cancel)?;
-        bar.0.finish_and_clear();
+            ModelGenerator { decoder, text: &self.text, sampling, cancel: self.cancel, threads: self.threads };
+        let mut progress = EvalProgress::new(format!("{series} at {steps}"));
+        let result = evaluation.run(&settings, &mut generator, None, &mut progress, self.cancel)?;
+        progress.clear();
         if result.interrupted || self.cancel.load(Ordering::Relaxed) {
             return Err(CliError::Interrupted);
         }
         let report = RunReport::new(evaluation, series, steps, &settings, &result);
         if let Some(accuracy) = report.accuracy() {
-            println!("  {series} at {steps}: {:.1} %", 100.0 * accuracy.mean);
+            say!("  {series} at {steps}: {:.1} %", 100.0 * accuracy.mean)?;
         }
         Ok((result, report))
     }
 
     /// Three problems with the answers at 1 and 15 evaluations, the first ones that differ.
-    fn show_answers(&self, held_out: &[Problem], kept: &BTreeMap<(&str, usize), RunResult>, series: &str) {
+    fn show_answers(
+        &self,
+        held_out: &[Problem],
+        kept: &BTreeMap<(&str, usize), RunResult>,
+        series: &str,
+    ) -> Result<(), CliError> {
         let (Some(plain), Some(diffused)) = (kept.get(&("base, sampled", 1)), kept.get(&(series, SHOWN_STEPS))) else {
-            return;
+            return Ok(());
         };
-        println!("\nThree of the problems on which they differ ({series}, same seed):");
+        say!("\nThree of the problems on which they differ ({series}, same seed):")?;
         let differing =
             plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| a.completion.text != b.completion.text);
         for (one, many) in differing.take(SHOWN) {
             let problem = held_out[one.row];
-            println!("  {} (= {})", problem.question(), problem.answer());
+            say!("  {} (= {})", problem.question(), problem.answer())?;
             for (steps, sample) in [(1, one), (SHOWN_STEPS, many)] {
                 let mark = if sample.scores.values().all(|score| score.correct) { "right" } else { "wrong" };
-                println!("    {steps:>2}: {:<60} {mark}", sample.completion.text);
+                say!("    {steps:>2}: {:<60} {mark}", sample.completion.text)?;
             }
         }
+        Ok(())
     }
 
     fn write(&self, evaluation: &Evaluation<'_>, runs: Vec<RunReport>) -> Result<(), CliError> {
@@ -285,7 +293,7 @@ impl<B: Backend> Session<'_, B> {
         for (name, text) in [("quickstart.json", report.to_json()?), ("quickstart.md", report.to_markdown())] {
             write_atomically(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
         }
-        println!("\nWrote the plot, {}, and the numbers beside it.", folder.join("quickstart.png").display());
+        say!("\nWrote the plot, {}, and the numbers beside it.", folder.join("quickstart.png").display())?;
         Ok(())
     }
 }
@@ -297,14 +305,18 @@ fn example_line(problem: Problem) -> String {
 /// The task's data, for whoever wants to train on it by hand.
 fn export_data(folder: &Path, seed: u64) -> Result<(), CliError> {
     std::fs::create_dir_all(folder).map_err(|e| CliError::io(folder, e))?;
-    for (name, split, count) in [("train.jsonl", Split::Train, TRAINING_PROBLEMS), ("test.jsonl", Split::Test, 1000)] {
+    let write = |name: &str, split, count, solution: &mut dyn FnMut(Problem) -> String| {
         let rows = problems(split, count, seed);
         write_atomically(&folder.join(name), |out| {
             let mut out = BufWriter::new(out);
-            write_jsonl(&rows, &mut out)?;
+            write_jsonl(&rows, solution, &mut out)?;
             out.flush()
-        })?;
-    }
-    println!("Wrote {} and test.jsonl beside it.", folder.join("train.jsonl").display());
+        })
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    write("corpus.jsonl", Split::Train, TRAINING_PROBLEMS, &mut |problem| problem.solution_with_slips(&mut rng))?;
+    write("train.jsonl", Split::Train, TRAINING_PROBLEMS, &mut Problem::solution)?;
+    write("test.jsonl", Split::Test, 1000, &mut Problem::solution)?;
+    say!("Wrote corpus.jsonl (with slips, for the base), train.jsonl and test.jsonl to {}.", folder.display())?;
     Ok(())
 }

@@ -186,7 +186,7 @@ fn set(table: &mut toml::Table, entry: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Reads, renders, and holds back validation examples: every n-th, so that they are spread over the files.
+/// Reads, renders, and holds back validation examples.
 fn data(args: &TrainArgs, config: &TrainConfig, text: &Text) -> Result<(Vec<Example>, Vec<Example>), CliError> {
     let rows = read_conversations(&args.data, &config.columns)?;
     let dataset = Dataset::build(&rows, text, &config.diffusion.classes, config.max_tokens)?;
@@ -199,23 +199,27 @@ fn data(args: &TrainArgs, config: &TrainConfig, text: &Text) -> Result<(Vec<Exam
     Ok(split(dataset.examples, config))
 }
 
-/// Training and validation examples.
+/// Training and validation examples. The latter are every n-th conversation, so that they are spread over the files, and
+/// whole ones: a held-out reply is nowhere the context of a trained one.
 pub(crate) fn split(examples: Vec<Example>, config: &TrainConfig) -> (Vec<Example>, Vec<Example>) {
+    let conversations = examples.chunk_by(|a, b| a.conversation == b.conversation).count();
     let wanted = (examples.len() as f64 * config.validation_fraction).round() as usize;
-    let wanted = wanted.min(config.validation_examples).min(examples.len() - 1);
-    if wanted == 0 {
+    let wanted = wanted.min(config.validation_examples);
+    // One conversation at least is to be learnt from.
+    let held_out = wanted.min(conversations - 1);
+    if held_out == 0 {
         return (examples, Vec::new());
     }
-    let every = examples.len() / wanted;
-    let mut validation = Vec::with_capacity(wanted);
-    let mut training = Vec::with_capacity(examples.len());
-    for (i, example) in examples.into_iter().enumerate() {
+    let every = conversations / held_out;
+    let (mut training, mut validation) = (Vec::with_capacity(examples.len()), Vec::with_capacity(wanted));
+    for (i, conversation) in examples.chunk_by(|a, b| a.conversation == b.conversation).enumerate() {
         if i % every == every - 1 && validation.len() < wanted {
-            validation.push(example);
+            validation.extend_from_slice(conversation);
         } else {
-            training.push(example);
+            training.extend_from_slice(conversation);
         }
     }
+    validation.truncate(wanted);
     (training, validation)
 }
 
@@ -267,12 +271,25 @@ mod tests {
 
     #[test]
     fn validation_examples_are_spread_and_counted() {
-        let examples: Vec<Example> = (0..100).map(|i| Example { tokens: vec![i, i], prompt: 1, class: None }).collect();
+        let example = |i| Example { tokens: vec![i, i], prompt: 1, class: None, conversation: i as usize };
+        let examples: Vec<Example> = (0..100).map(example).collect();
         let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
         let (training, validation) = split(examples.clone(), &config);
         assert_eq!((training.len(), validation.len()), (90, 10));
         assert_eq!(validation[0].tokens[0], 9);
         let none = TrainConfig { validation_fraction: 0.0, ..config };
         assert!(split(examples, &none).1.is_empty());
+    }
+
+    #[test]
+    fn no_conversation_is_on_both_sides() {
+        let example = |i| Example { tokens: vec![i, i], prompt: 1, class: None, conversation: i as usize / 3 };
+        let examples: Vec<Example> = (0..90).map(example).collect();
+        let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
+        let (training, validation) = split(examples, &config);
+        assert_eq!(validation.len(), 9);
+        assert!(validation.iter().all(|held| training.iter().all(|learnt| learnt.conversation != held.conversation)));
+        let single = (0..4).map(|i| Example { conversation: 0, ..example(i) }).collect();
+        assert!(split(single, &config).1.is_empty());
     }
 }

@@ -10,11 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::safetensors::SafetensorsSource;
+use super::source::TensorSource;
 use super::tensor_file::{StoredDtype, parse_tensors, write_tensors};
 use crate::config::LmConfig;
 use crate::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig};
 use crate::error::{Error, Result};
-use crate::lm::{HostTensor, Lm, host_values};
+use crate::lm::{Lm, host_values};
 use crate::parameters::{parameters, replace_parameters};
 
 /// Value of the metadata key `format`.
@@ -110,10 +112,20 @@ pub fn save_adapter<B: Backend>(
     write_tensors(file, &parameters(path), &metadata, dtype)
 }
 
-/// Reads what an adapter file says about itself, without its base.
+/// Whether an open safetensors file calls itself an adapter.
+pub fn is_adapter(source: &SafetensorsSource) -> bool {
+    source.metadata().get("format").is_some_and(|format| format == FORMAT)
+}
+
+/// Reads what an adapter file says about itself in its header, without its base.
+///
+/// # Errors
+/// Not an adapter file, or another version.
 pub fn inspect_adapter(file: &Path) -> Result<AdapterInfo> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-    parse(file, &bytes).map(|(info, _)| info)
+    let source = SafetensorsSource::open(file)?;
+    let notes = source.metadata().clone().into_iter().collect();
+    let shape = |name: String| source.shape(&name).map(|shape| (name, shape));
+    describe_adapter(file, notes, source.names().into_iter().filter_map(shape).collect())
 }
 
 /// Loads a diffusion path onto its base LM's device.
@@ -127,7 +139,9 @@ pub fn load_adapter<B: Backend>(file: &Path, lm: &Lm<B>) -> Result<DiffusionPath
 
 /// [`load_adapter`] from a file's content; `file` is the name in errors.
 pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> Result<DiffusionPath<B>> {
-    let (info, mut tensors) = parse(file, bytes)?;
+    let (mut tensors, notes) = parse_tensors(file, bytes)?;
+    let shapes = tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    let info = describe_adapter(file, notes, shapes)?;
     if let Some(reason) = info.mismatch(&BaseFingerprint::of(lm)) {
         return Err(Error::AdapterMismatch { path: file.to_path_buf(), reason });
     }
@@ -152,9 +166,13 @@ pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> 
     }
 }
 
-fn parse(file: &Path, bytes: &[u8]) -> Result<(AdapterInfo, BTreeMap<String, HostTensor>)> {
+/// Reads the metadata (`notes`) of an adapter file with tensors of these names and shapes.
+fn describe_adapter(
+    file: &Path,
+    mut notes: BTreeMap<String, String>,
+    tensors: Vec<(String, Vec<usize>)>,
+) -> Result<AdapterInfo> {
     let bad = |reason: String| Error::format(file, "safetensors", reason);
-    let (tensors, mut notes) = parse_tensors(file, bytes)?;
     if notes.remove("format").as_deref() != Some(FORMAT) {
         return Err(Error::format(file, "L2D adapter", "its metadata has no `format: l2d-adapter`; is this a model?"));
     }
@@ -174,8 +192,7 @@ fn parse(file: &Path, bytes: &[u8]) -> Result<(AdapterInfo, BTreeMap<String, Hos
     let config: RawDiffusionConfig =
         serde_json::from_str(&config).map_err(|e| Error::config(file, "config", e.to_string()))?;
     let base: BaseFingerprint = serde_json::from_str(&base).map_err(|e| Error::config(file, "base", e.to_string()))?;
-    let shapes = tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
-    Ok((AdapterInfo { config: config.check(file)?, base, tensors: shapes, notes }, tensors))
+    Ok(AdapterInfo { config: config.check(file)?, base, tensors, notes })
 }
 
 /// Everything about an architecture that changes the mathematics; token ids and the context length do not.

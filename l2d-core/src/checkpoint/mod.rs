@@ -9,7 +9,9 @@ mod safetensors;
 mod source;
 mod tensor_file;
 
-pub use adapter::{AdapterInfo, BaseFingerprint, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter};
+pub use adapter::{
+    AdapterInfo, BaseFingerprint, inspect_adapter, is_adapter, load_adapter, load_adapter_bytes, save_adapter,
+};
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;
 pub use open::{Checkpoint, EmbeddedCheckpoint, GenerationDefaults, open_weights};

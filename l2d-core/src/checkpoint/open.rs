@@ -3,8 +3,8 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{GgufSource, SafetensorsSource, TensorSource};
 use crate::config::{LmConfig, OneOrMany};
@@ -21,6 +21,8 @@ pub struct Checkpoint {
     pub tokenizer: TextTokenizer,
     /// The chat template, if the model has one.
     pub template: Option<ChatTemplate>,
+    /// The special tokens as the tokenizer's config spells them.
+    pub special_tokens: TemplateTokens,
     /// How the model's makers decode.
     pub generation: GenerationDefaults,
     /// Beginning-of-sequence token.
@@ -30,19 +32,25 @@ pub struct Checkpoint {
 }
 
 /// `generation_config.json`, as far as it concerns decoding one sequence. `None` = the file says nothing.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GenerationDefaults {
     /// Every token that ends an answer.
+    #[serde(rename = "eos_token_id")]
     pub eos_token_ids: Vec<u32>,
     /// `false` = greedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub do_sample: Option<bool>,
     /// Divisor of the logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
     /// Nucleus mass.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f64>,
     /// Number of candidates kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// Divisor of the logits of tokens seen before.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
 }
 
@@ -204,11 +212,13 @@ impl Checkpoint {
             pad: spelling(pad_token_id),
             unk: None,
         };
-        let template = source.chat_template()?.map(|text| ChatTemplate::new(text, tokens)).transpose()?;
+        let template = source.chat_template()?.map(|text| ChatTemplate::new(text, tokens.clone())).transpose()?;
         let generation =
             GenerationDefaults { eos_token_ids: config.eos_token_ids.clone(), ..GenerationDefaults::default() };
         let bos_token_id = config.bos_token_id;
-        Self { config, tensors: Box::new(source), tokenizer, template, generation, bos_token_id, pad_token_id }.check()
+        let special_tokens = tokens;
+        let tensors = Box::new(source);
+        Self { config, tensors, tokenizer, template, special_tokens, generation, bos_token_id, pad_token_id }.check()
     }
 
     /// The tokenizer, the template and the embedding table must fit each other.
@@ -322,7 +332,7 @@ impl Texts {
         eos_token_ids.retain(|&id| seen.insert(id));
 
         let template = template.or(tokenizer_config.chat_template.and_then(RawTemplate::into_default));
-        let template = template.map(|source| ChatTemplate::new(&source, tokens)).transpose()?;
+        let template = template.map(|source| ChatTemplate::new(&source, tokens.clone())).transpose()?;
         let generation = GenerationDefaults {
             eos_token_ids,
             do_sample: generation.do_sample,
@@ -331,7 +341,9 @@ impl Texts {
             top_k: generation.top_k,
             repetition_penalty: generation.repetition_penalty,
         };
-        Checkpoint { config, tensors, tokenizer, template, generation, bos_token_id, pad_token_id }.check()
+        let special_tokens = tokens;
+        Checkpoint { config, tensors, tokenizer, template, special_tokens, generation, bos_token_id, pad_token_id }
+            .check()
     }
 }
 

@@ -77,6 +77,10 @@ impl Task for Arithmetic {
         self.max_new_tokens
     }
 
+    fn set_max_new_tokens(&mut self, tokens: usize) {
+        self.max_new_tokens = tokens;
+    }
+
     fn metrics(&self) -> &[Metric] {
         METRICS
     }

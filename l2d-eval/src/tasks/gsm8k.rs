@@ -61,6 +61,10 @@ impl Task for Gsm8k {
         self.max_new_tokens
     }
 
+    fn set_max_new_tokens(&mut self, tokens: usize) {
+        self.max_new_tokens = tokens;
+    }
+
     fn metrics(&self) -> &[Metric] {
         METRICS
     }

@@ -14,8 +14,8 @@ use super::settings::Diffusion;
 use crate::error::{Error, Result};
 use crate::stop::StopWatch;
 
-/// Slots of a prompt that go through the main path at once. Bounds the attention scores of long prompts, and does not
-/// depend on the batch, so that neither does rounding.
+/// Slots of a prompt that go through the main path at once. Bounds the attention scores of long prompts, and the time until
+/// a cancellation is seen.
 const PREFILL_SLOTS: usize = 256;
 
 /// Decodes batches of sequences with one model and one diffusion.
@@ -113,7 +113,10 @@ impl<'m, B: Backend> Decoder<'m, B> {
             }
         };
 
-        let (mut cache, mut hidden) = self.prefill(&rows, generation.max_tokens);
+        let Some((mut cache, mut hidden)) = self.prefill(&rows, generation.max_tokens, &cancelled) else {
+            let reason = FinishReason::Cancelled;
+            return Ok(rows.into_iter().map(|row| row.complete(reason.clone(), generation, &mut emit)).collect());
+        };
         let mut conditions = self.conditions(&rows)?;
         loop {
             let predicted = self.predict(&cache, &hidden, conditions.as_ref(), &rows, noise, &cancelled)?;
@@ -177,8 +180,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
     }
 
     /// Runs the prompts, padded on the left to one length, through the main path. Returns the cache, with room for the new
-    /// tokens, and the hidden states of the last positions, `[rows, H]`.
-    fn prefill(&self, rows: &[Row<'_>], max_tokens: usize) -> (KvCache<B>, Tensor<B, 2>) {
+    /// tokens, and the hidden states of the last positions, `[rows, H]`; `None` when cancelled.
+    fn prefill(
+        &self,
+        rows: &[Row<'_>],
+        max_tokens: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<(KvCache<B>, Tensor<B, 2>)> {
         let longest = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
         let padding: Vec<usize> = rows.iter().map(|row| longest - row.tokens.len()).collect();
         let padded: Vec<Vec<u32>> = rows
@@ -189,13 +197,16 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let mut cache = self.lm.new_cache(padding, longest + max_tokens);
         let mut start = 0;
         loop {
+            if cancelled() {
+                return None;
+            }
             let end = longest.min(start + PREFILL_SLOTS);
             let chunk: Vec<Vec<u32>> = padded.iter().map(|row| row[start..end].to_vec()).collect();
             let hidden = self.lm.forward(&chunk, &mut cache); // [rows * (end - start), H]
             if end == longest {
                 let width = hidden.dims()[1];
                 let by_row = hidden.reshape([rows.len(), end - start, width]);
-                return (cache, by_row.narrow(1, end - start - 1, 1).reshape([rows.len(), width]));
+                return Some((cache, by_row.narrow(1, end - start - 1, 1).reshape([rows.len(), width])));
             }
             start = end;
         }

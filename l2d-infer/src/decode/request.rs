@@ -13,8 +13,8 @@ pub struct Request {
     pub tokens: Vec<u32>,
     /// The guidance class, as its place in the adapter's list.
     pub class: Option<usize>,
-    /// Numbers the sequence within its seed: equal seed, number, prompt and settings give equal output, whatever else is
-    /// in the batch.
+    /// Numbers the sequence within its seed: equal seed, number, prompt and settings draw equal random numbers, whatever else
+    /// is in the batch, and so give equal output up to the rounding of the logits.
     pub sequence: u64,
 }
 

@@ -84,11 +84,6 @@ impl Batch {
     pub fn labelled(&self) -> Labelled<'_> {
         Labelled { tokens: &self.tokens, labels: &self.labels, classes: self.classes.as_deref() }
     }
-
-    /// Token slots, padding included.
-    pub fn slots(&self) -> usize {
-        self.tokens.iter().map(Vec::len).sum()
-    }
 }
 
 /// Splits a batch's examples into micro-batches of at most `size`, longest first, so that rows of like length lie together

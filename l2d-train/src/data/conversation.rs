@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,17 @@ pub struct Conversation {
     pub turns: Vec<Turn>,
     /// Guidance class of the row, if its column was asked for.
     pub class: Option<String>,
+    /// Where it was read, for error messages.
+    pub origin: Option<Origin>,
+}
+
+/// A row of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub path: Arc<Path>,
+    /// The row, from 1.
+    pub row: usize,
 }
 
 /// Which columns of a row hold what. A row with a `messages` column needs no question and answer.
@@ -93,6 +105,7 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
 fn read_file(path: &Path, columns: &Columns, all: &mut Vec<Conversation>) -> Result<()> {
     let file = File::open(path).map_err(|e| TrainError::io(path, e))?;
     let gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let shared: Arc<Path> = path.into();
     let reader: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     for (i, line) in BufReader::new(reader).lines().enumerate() {
         let at_row = |reason: String| TrainError::Row { path: path.to_path_buf(), row: i + 1, reason };
@@ -102,29 +115,34 @@ fn read_file(path: &Path, columns: &Columns, all: &mut Vec<Conversation>) -> Res
             continue;
         }
         let row: Map<String, Value> = serde_json::from_str(&line).map_err(|e| at_row(e.to_string()))?;
-        all.push(conversation(&row, columns).map_err(at_row)?);
+        let origin = Some(Origin { path: shared.clone(), row: i + 1 });
+        all.push(Conversation { origin, ..conversation(&row, columns).map_err(at_row)? });
     }
     Ok(())
 }
 
 fn conversation(row: &Map<String, Value>, columns: &Columns) -> std::result::Result<Conversation, String> {
-    let text = |key: &str| match row.get(key) {
+    let text = |key: &str, absent: &str| match row.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(_) => Err(format!("column `{key}` is not a string")),
         None => {
             let found: Vec<&str> = row.keys().map(String::as_str).collect();
-            Err(format!("no column `{}` and no column `{key}`; this row has: {}", columns.messages, found.join(", ")))
+            Err(format!("{absent}no column `{key}`; this row has: {}", found.join(", ")))
         }
     };
+    let no_messages = format!("no column `{}` and ", columns.messages);
     let turns = match row.get(&columns.messages) {
         Some(messages) => {
             Vec::<Turn>::deserialize(messages).map_err(|e| format!("column `{}`: {e}", columns.messages))?
         }
-        None => vec![Turn::new("user", text(&columns.question)?), Turn::new("assistant", text(&columns.answer)?)],
+        None => vec![
+            Turn::new("user", text(&columns.question, &no_messages)?),
+            Turn::new("assistant", text(&columns.answer, &no_messages)?),
+        ],
     };
     let class = match &columns.class {
-        Some(key) => Some(text(key)?),
+        Some(key) => Some(text(key, "")?),
         None => None,
     };
-    Ok(Conversation { turns, class })
+    Ok(Conversation { turns, class, origin: None })
 }

@@ -1,6 +1,6 @@
 //! Examples: tokens, and from where on they are labelled.
 
-use super::conversation::{Conversation, Turn};
+use super::conversation::{Conversation, Origin, Turn};
 use crate::error::{Result, TrainError};
 
 /// Turns messages into tokens, exactly as they will be at inference.
@@ -21,6 +21,8 @@ pub struct Example {
     pub prompt: usize,
     /// Index of the guidance class.
     pub class: Option<usize>,
+    /// Which conversation it is of, from 0. Examples of one share their text.
+    pub conversation: usize,
 }
 
 impl Example {
@@ -76,7 +78,10 @@ impl Dataset {
         let mut dataset = Self::default();
         dataset.stats.conversations = conversations.len();
         for (row, conversation) in conversations.iter().enumerate() {
-            let fail = |reason: String| TrainError::NoData(format!("conversation {}: {reason}", row + 1));
+            let fail = |reason: String| match &conversation.origin {
+                Some(Origin { path, row }) => TrainError::Row { path: path.to_path_buf(), row: *row, reason },
+                None => TrainError::NoData(format!("conversation {}: {reason}", row + 1)),
+            };
             let class = match &conversation.class {
                 Some(name) => Some(
                     classes
@@ -95,7 +100,7 @@ impl Dataset {
                 if prompt == 0 || tokens.len() == prompt {
                     return Err(fail("its prompt or its response has no token".into()));
                 }
-                dataset.push(Example { tokens, prompt, class }, max_tokens);
+                dataset.push(Example { tokens, prompt, class, conversation: row }, max_tokens);
             }
             dataset.stats.without_response += usize::from(!any);
         }

@@ -5,5 +5,5 @@ mod conversation;
 mod dataset;
 
 pub use batch::{Batch, BatchOrder, micro_batches};
-pub use conversation::{Columns, Conversation, Turn, read_conversations};
+pub use conversation::{Columns, Conversation, Origin, Turn, read_conversations};
 pub use dataset::{Dataset, DatasetStats, Example, Template};
