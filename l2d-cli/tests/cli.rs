@@ -382,8 +382,11 @@ fn a_reader_that_goes_away_is_no_error() {
 fn going_on_where_nothing_is_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = data(folder.path());
-    let mut command = train(&tiny(), &data, &folder.path().join("mistyped"));
-    command.arg("--resume").assert().code(1).stderr(contains("no checkpoint in this folder"));
+    let out = folder.path().join("mistyped");
+    train(&tiny(), &data, &out).arg("--resume").assert().code(2).stderr(contains("no folder"));
+    assert!(!out.exists());
+    std::fs::create_dir(&out).expect("made");
+    train(&tiny(), &data, &out).arg("--resume").assert().code(1).stderr(contains("no checkpoint in this folder"));
 }
 
 #[test]

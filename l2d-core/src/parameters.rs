@@ -33,9 +33,18 @@ impl ParameterPath {
 
 /// All float parameters of a module, on the host, in the module's own layout (`[in, out]` for a linear layer).
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<HostTensor> {
-    #[derive(Default)]
+    collect(module, false)
+}
+
+/// [`parameters`] without the frozen ones.
+pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<HostTensor> {
+    collect(module, true)
+}
+
+fn collect<B: Backend, M: Module<B>>(module: &M, only_trained: bool) -> Vec<HostTensor> {
     struct Collect {
         path: ParameterPath,
+        only_trained: bool,
         found: Vec<HostTensor>,
     }
     impl<B: Backend> ModuleVisitor<B> for Collect {
@@ -47,11 +56,14 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<HostTensor> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             let tensor = param.val();
+            if self.only_trained && !tensor.is_require_grad() {
+                return;
+            }
             let shape = tensor.dims().to_vec();
             self.found.push(HostTensor { name: self.path.name(), shape, values: host_values(tensor) });
         }
     }
-    let mut collect = Collect::default();
+    let mut collect = Collect { path: ParameterPath::default(), only_trained, found: Vec::new() };
     module.visit(&mut collect);
     collect.found
 }
@@ -64,8 +76,28 @@ pub fn replace_parameters<B: Backend, M: Module<B>>(
     module: M,
     read: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>>,
 ) -> Result<M> {
+    replace(module, false, read)
+}
+
+/// [`replace_parameters`] that leaves the frozen ones as they are.
+///
+/// # Errors
+/// As there.
+pub fn replace_trained_parameters<B: Backend, M: Module<B>>(
+    module: M,
+    read: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+) -> Result<M> {
+    replace(module, true, read)
+}
+
+fn replace<B: Backend, M: Module<B>>(
+    module: M,
+    only_trained: bool,
+    read: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+) -> Result<M> {
     struct Replace<'a> {
         path: ParameterPath,
+        only_trained: bool,
         read: &'a mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>>,
         result: Result<()>,
     }
@@ -78,7 +110,7 @@ pub fn replace_parameters<B: Backend, M: Module<B>>(
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             let (id, old, mapper) = param.consume();
-            if self.result.is_err() {
+            if self.result.is_err() || (self.only_trained && !old.is_require_grad()) {
                 return Param::from_mapped_value(id, old, mapper);
             }
             let shape = old.dims();
@@ -95,7 +127,7 @@ pub fn replace_parameters<B: Backend, M: Module<B>>(
             Param::from_mapped_value(id, new, mapper)
         }
     }
-    let mut replace = Replace { path: ParameterPath::default(), read, result: Ok(()) };
+    let mut replace = Replace { path: ParameterPath::default(), only_trained, read, result: Ok(()) };
     let module = module.map(&mut replace);
     replace.result.map(|()| module)
 }

@@ -37,7 +37,7 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Sequences in memory at a time; gradients accumulate. The whole batch when absent.
     pub micro_batch_size: Option<usize>,
-    /// Examples longer than this are dropped and counted.
+    /// Examples longer than this, or than the model's context, are dropped and counted.
     pub max_tokens: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -63,7 +63,7 @@ pub struct TrainConfig {
     pub lora_rank: usize,
     /// Their alpha (objective `lora`).
     pub lora_alpha: f64,
-    /// Rows of logits held at a time.
+    /// Rows of logits held at a time. (Objective `full` trains the head too and holds those of a whole micro-batch.)
     pub head_chunk: usize,
     /// Columns of the data files.
     pub columns: Columns,
@@ -160,6 +160,16 @@ impl TrainConfig {
         }
         if !fraction(self.validation_fraction) {
             return fail("validation_fraction", format!("{} is outside [0, 1)", self.validation_fraction));
+        }
+        match (&self.columns.class, self.diffusion.classes.is_empty()) {
+            (None, false) if self.objective == ObjectiveKind::L2d => {
+                let reason = "which column holds a row's class? Without one every row would be trained without a class";
+                return fail("columns.class", reason.into());
+            }
+            (Some(column), true) => {
+                return fail("diffusion.classes", format!("columns.class is `{column}`, but no class is named here"));
+            }
+            _ => {}
         }
         if self.lora_rank == 0 || self.head_chunk == 0 || self.log_every == 0 || self.keep_last == 0 {
             return fail("lora_rank, head_chunk, log_every, keep_last", "each must be at least 1".into());

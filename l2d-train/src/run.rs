@@ -17,7 +17,7 @@ use crate::data::{Batch, BatchOrder, Example, micro_batches};
 use crate::error::{Result, TrainError};
 use crate::log::{EventFile, MetricsLog};
 use crate::objective::{StepLoss, TIMESTEP_BINS};
-use crate::optimiser::{AdamW, NamedGradients, clip_coefficient};
+use crate::optimiser::{AdamW, Decay, NamedGradients, clip_coefficient};
 use crate::run_dir::{RunDir, RunState};
 use crate::task::Task;
 
@@ -156,7 +156,15 @@ where
         task,
         model,
         optimiser: AdamW::new(config.adamw),
-        state: RunState { step: 0, total_steps, examples_seen: 0, best_validation: None, best_step: None, fingerprint },
+        state: RunState {
+            step: 0,
+            total_steps,
+            examples_seen: 0,
+            best_validation: None,
+            best_step: None,
+            validation_pending: false,
+            fingerprint,
+        },
         config,
         examples,
         validation,
@@ -242,8 +250,17 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         observer: &mut dyn Observer,
     ) -> Result<Trained<T::Model>> {
         let schedule = self.config.schedule(self.state.total_steps);
+        if schedule.warmup_steps == schedule.total_steps && self.config.decay != Decay::Constant {
+            tracing::warn!(
+                "all {} updates are warm-up: the learning rate rises to the last; lower warmup_steps",
+                schedule.total_steps
+            );
+        }
         let mut outcome = Outcome::Finished;
         let mut saved = self.state.step;
+        if self.state.validation_pending && self.validate(&mut logs, cancel, observer)? {
+            self.save(observer)?;
+        }
         while self.state.step < self.state.total_steps {
             if cancel.load(Ordering::Relaxed) {
                 outcome = Outcome::Interrupted;
@@ -262,7 +279,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             observer.step(&report);
             let last = report.step == self.state.total_steps;
             let validated =
-                (last || due(report.step, self.config.validate_every)) && self.validate(&mut logs, observer)?;
+                (last || due(report.step, self.config.validate_every)) && self.validate(&mut logs, cancel, observer)?;
             if last || due(report.step, self.config.checkpoint_every) {
                 self.save(observer)?;
                 saved = report.step;
@@ -273,6 +290,9 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         }
         if saved != self.state.step {
             self.save(observer)?;
+        }
+        if self.state.validation_pending {
+            outcome = Outcome::Interrupted;
         }
         let folder = |step: u64| self.storage.map(|storage| storage.dir.checkpoint(step)).filter(|path| path.exists());
         Ok(Trained {
@@ -334,21 +354,26 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
     }
 
     /// The loss over the validation examples, under the same draws every time, so that reports can be compared. `false`
-    /// when there are none.
-    fn validate(&mut self, logs: &mut Option<Logs>, observer: &mut dyn Observer) -> Result<bool> {
+    /// when there are none, or when it was called off; then a resumed run begins with it.
+    fn validate(&mut self, logs: &mut Option<Logs>, cancel: &AtomicBool, observer: &mut dyn Observer) -> Result<bool> {
         if self.validation.is_empty() {
             return Ok(false);
         }
+        self.state.validation_pending = true;
         let picked: Vec<&Example> = self.validation.iter().collect();
         let no_class = self.task.no_class(&self.model);
         let size = self.config.micro_batch_size.unwrap_or(self.config.batch_size);
         let mut loss = StepLoss::default();
         for micro in micro_batches(&picked, size) {
+            if cancel.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
             let mut rngs: Vec<ChaCha8Rng> =
                 micro.iter().map(|&i| generator(self.config.seed, Purpose::Validation, i as u64)).collect();
             loss.merge(&self.task.loss(&self.model, &batch, &mut rngs));
         }
+        self.state.validation_pending = false;
         let mean = loss.mean();
         self.finite(self.state.step, "validation loss", mean, self.state.step.saturating_sub(1))?;
         let best = self.state.best_validation.is_none_or(|lowest| mean < lowest);
@@ -397,13 +422,16 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let (mut good, mut failed) = (None, None);
         if let Some(Storage { dir, .. }) = self.storage {
             for step in dir.checkpoints()? {
-                let place = if step <= trusted { &mut good } else { &mut failed };
-                *place = Some(dir.checkpoint(step).display().to_string());
+                if step <= trusted {
+                    good = Some(dir.checkpoint(step));
+                } else {
+                    failed = Some(dir.reject(step)?);
+                }
             }
         }
-        let mut checkpoint = good.unwrap_or_else(|| "none".into());
+        let mut checkpoint = good.map_or("none".into(), |good| good.display().to_string());
         if let Some(failed) = failed {
-            checkpoint.push_str(&format!(" ({failed} holds the weights that failed)"));
+            checkpoint.push_str(&format!(" ({} holds the weights that failed)", failed.display()));
         }
         Err(TrainError::NotFinite { step, what, value, checkpoint })
     }

@@ -22,6 +22,8 @@ const STATE: &str = "state.json";
 /// Begins the names of checkpoints that are being written or removed.
 const INCOMPLETE: &str = ".incomplete-";
 const ASIDE: &str = "aside";
+/// Ends the names of checkpoints whose weights give no number.
+const FAILED: &str = "failed";
 
 /// Where a run stands; with weights and moments, all that is needed to go on exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -37,6 +39,9 @@ pub struct RunState {
     pub best_validation: Option<f64>,
     /// The update it was measured after.
     pub best_step: Option<u64>,
+    /// Whether the validation after this update was called off and is still to be made.
+    #[serde(default)]
+    pub validation_pending: bool,
     /// Fingerprint of settings and data that the rest of the run depends on.
     pub fingerprint: u64,
 }
@@ -92,6 +97,18 @@ impl RunDir {
         }
         steps.sort_unstable();
         Ok(steps)
+    }
+
+    /// Renames a checkpoint whose weights failed, so that a resumed run does not begin with them. Returns its new path.
+    pub fn reject(&self, step: u64) -> Result<PathBuf> {
+        let folder = self.checkpoint(step);
+        let rejected = folder.with_extension(FAILED);
+        let io = |e| TrainError::io(&folder, e);
+        if rejected.exists() {
+            fs::remove_dir_all(&rejected).map_err(io)?;
+        }
+        fs::rename(&folder, &rejected).map_err(io)?;
+        Ok(rejected)
     }
 
     /// The folder of a checkpoint.

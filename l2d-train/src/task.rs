@@ -9,16 +9,20 @@ use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter, read_tens
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::error::Error as CoreError;
 use l2d_core::lm::{HostTensor, Lm};
-use l2d_core::parameters::{parameters, replace_parameters, trainable};
+use l2d_core::parameters::{replace_trained_parameters, trainable, trained_parameters};
 use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::objective::{L2dObjective, LmObjective, StepLoss};
 use crate::optimiser::NamedGradients;
 
-/// Name of the trained weights in a checkpoint's folder.
-pub const WEIGHTS_FILE: &str = "adapter.safetensors";
+/// The diffusion path in a checkpoint's folder: an adapter as `l2d generate` takes it.
+const ADAPTER_FILE: &str = "adapter.safetensors";
+/// The trained weights of an LM in a checkpoint's folder.
+const PARAMETERS_FILE: &str = "parameters.safetensors";
+/// Value of their metadata key `format`.
+const PARAMETERS_FORMAT: &str = "l2d-lm-parameters";
 
 /// Something that can be trained.
 pub trait Task<AB: AutodiffBackend> {
@@ -67,11 +71,6 @@ impl<AB: AutodiffBackend> L2dTask<AB> {
         Self { objective, base }
     }
 
-    /// The objective.
-    pub fn objective(&self) -> &L2dObjective<AB> {
-        &self.objective
-    }
-
     /// The base's fingerprint, as adapters carry it.
     pub fn base(&self) -> &BaseFingerprint {
         &self.base
@@ -104,11 +103,11 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
     }
 
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
-        Ok(save_adapter(&folder.join(WEIGHTS_FILE), &model.valid(), &self.base, notes, StoredDtype::F32)?)
+        Ok(save_adapter(&folder.join(ADAPTER_FILE), &model.valid(), &self.base, notes, StoredDtype::F32)?)
     }
 
     fn load(&self, _model: Self::Model, folder: &Path) -> Result<Self::Model> {
-        let path = load_adapter(&folder.join(WEIGHTS_FILE), self.objective.lm())?;
+        let path = load_adapter(&folder.join(ADAPTER_FILE), self.objective.lm())?;
         Ok(trainable(AutodiffModule::from_inner(path)))
     }
 }
@@ -144,19 +143,28 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
 
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
         let mut metadata = notes.clone();
-        metadata.insert("format".into(), "l2d-lm-parameters".into());
-        Ok(write_tensors(&folder.join(WEIGHTS_FILE), &parameters(model), &metadata, StoredDtype::F32)?)
+        metadata.insert("format".into(), PARAMETERS_FORMAT.into());
+        let trained = trained_parameters(model);
+        Ok(write_tensors(&folder.join(PARAMETERS_FILE), &trained, &metadata, StoredDtype::F32)?)
     }
 
     fn load(&self, model: Self::Model, folder: &Path) -> Result<Self::Model> {
-        let file = folder.join(WEIGHTS_FILE);
-        let (mut tensors, _) = read_tensors(&file)?;
-        Ok(replace_parameters(model.clone(), &mut |name, shape| match tensors.remove(name) {
+        let file = folder.join(PARAMETERS_FILE);
+        let (mut tensors, metadata) = read_tensors(&file)?;
+        if metadata.get("format").is_none_or(|format| format != PARAMETERS_FORMAT) {
+            let reason = format!("its metadata has no `format: {PARAMETERS_FORMAT}`");
+            return Err(TrainError::Resume { path: file, reason });
+        }
+        let model = replace_trained_parameters(model, &mut |name, shape| match tensors.remove(name) {
             Some(HostTensor { shape: found, values, .. }) if found == shape => Ok(values),
             Some(HostTensor { shape: found, .. }) => {
                 Err(CoreError::Shape { path: file.clone(), name: name.to_string(), expected: shape.to_vec(), found })
             }
             None => Err(CoreError::MissingTensor { path: file.clone(), name: name.to_string() }),
-        })?)
+        })?;
+        match tensors.keys().next() {
+            None => Ok(model),
+            Some(name) => Err(CoreError::ExtraTensor { path: file, name: name.clone(), count: tensors.len() }.into()),
+        }
     }
 }

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use l2d_train::TrainError;
 use l2d_train::data::{Batch, BatchOrder, Columns, Dataset, Example, Template, Turn, read_conversations};
+use l2d_train::{TrainConfig, TrainError};
 use proptest::prelude::*;
 
 /// One token per character, 0 before a prompt and 1 after a response.
@@ -96,6 +96,44 @@ fn missing_files_empty_folders_and_truncated_archives_are_refused() {
     let whole = std::fs::read(&path).expect("read");
     std::fs::write(&path, &whole[..whole.len() / 2]).expect("written");
     assert!(read(path).contains("cut.jsonl.gz, row"));
+}
+
+#[test]
+fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // 80 MiB of one line, 80 kB packed.
+    let path = file(&folder, "endless.jsonl.gz", &format!("{PAIR}\n{}", "[".repeat(80 << 20)));
+    let error = read_conversations(&[path], &Columns::default()).expect_err("refused").to_string();
+    assert!(error.contains("endless.jsonl.gz, row 2: the line is longer than 64 MiB"), "{error}");
+}
+
+#[test]
+fn null_is_an_absent_column() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mixed = file(
+        &folder,
+        "mixed.jsonl",
+        "{\"messages\":null,\"question\":\"q\",\"answer\":\"a\",\"kind\":null}\n\
+         {\"messages\":[{\"role\":\"user\",\"content\":\"q\"}],\"question\":null,\"answer\":null,\"kind\":\"math\"}\n",
+    );
+    let columns = Columns { class: Some("kind".into()), ..Default::default() };
+    let rows = read_conversations(std::slice::from_ref(&mixed), &columns).expect("read");
+    assert_eq!(rows.iter().map(|row| row.turns.len()).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(rows.iter().map(|row| row.class.as_deref()).collect::<Vec<_>>(), [None, Some("math")]);
+    let absent = Columns { class: Some("sort".into()), ..Default::default() };
+    let error = read_conversations(&[mixed], &absent).expect_err("refused").to_string();
+    assert!(error.contains("row 1: no column `sort`"), "{error}");
+}
+
+#[test]
+fn classes_and_their_column_belong_together() {
+    let mut config = TrainConfig::default();
+    config.diffusion.classes = vec!["math".into()];
+    assert!(config.check().expect_err("no column").to_string().contains("columns.class"));
+    config.columns.class = Some("kind".into());
+    config.check().expect("both");
+    config.diffusion.classes.clear();
+    assert!(config.check().expect_err("no classes").to_string().contains("diffusion.classes"));
 }
 
 #[test]

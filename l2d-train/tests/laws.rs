@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::AutodiffModule;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
-use l2d_core::parameters::{parameters, trainable};
+use l2d_core::lm::{Lm, host_values};
+use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{L2dObjective, StepLoss};
+use l2d_train::objective::{L2dObjective, Labelled, LmObjective, StepLoss, add_lora};
 use l2d_train::optimiser::NamedGradients;
 use l2d_train::{
-    L2dTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError, Trained, train,
+    L2dTask, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError, Trained,
+    train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -302,8 +304,11 @@ fn a_value_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() 
         assert!(matches!(error, TrainError::NotFinite { .. }) && message.contains(stopped), "{message}");
         let named = format!("last good checkpoint is {}", dir.checkpoint(good).display());
         assert!(message.contains(&named) && message.contains(bracket), "{message}");
+        // What failed stands aside under another name, so that a resumed run begins with the good one.
         let kept = dir.checkpoints().expect("listed");
-        assert!(kept.contains(&good) && kept.last() == Some(&newest), "{kept:?}");
+        assert_eq!(kept.last(), Some(&good), "{kept:?}");
+        let failed = dir.checkpoint(newest).with_extension("failed");
+        assert_eq!(failed.exists(), newest != good, "{}", failed.display());
         dir.load::<B>(good, config.adamw, &Default::default()).expect("the good one is whole");
     }
 }
@@ -324,6 +329,187 @@ fn weights_that_were_saved_before_any_loss_saw_them_are_not_called_good() {
     let message = result.expect_err("stopped").to_string();
     assert_eq!(losses.len(), 1, "{message}");
     assert!(message.contains("checkpoint is none (") && message.contains("holds the weights that failed"), "{message}");
+}
+
+/// A task whose validation raises a flag the first time it is asked.
+struct Impatient<'a> {
+    task: L2dTask<AB>,
+    cancel: &'a AtomicBool,
+    asked: Cell<usize>,
+}
+
+impl Task<AB> for Impatient<'_> {
+    type Model = DiffusionPath<AB>;
+
+    fn gradients(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> (StepLoss, NamedGradients<B>) {
+        Task::<AB>::gradients(&self.task, model, batch, rngs)
+    }
+
+    fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss {
+        self.asked.set(self.asked.get() + 1);
+        self.cancel.store(true, Ordering::Relaxed);
+        Task::<AB>::loss(&self.task, model, batch, rngs)
+    }
+
+    fn no_class(&self, model: &Self::Model) -> Option<usize> {
+        Task::<AB>::no_class(&self.task, model)
+    }
+
+    fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<(), TrainError> {
+        Task::<AB>::save(&self.task, model, folder, notes)
+    }
+
+    fn load(&self, model: Self::Model, folder: &Path) -> Result<Self::Model, TrainError> {
+        Task::<AB>::load(&self.task, model, folder)
+    }
+}
+
+#[test]
+fn a_validation_that_was_called_off_is_made_when_the_run_goes_on() {
+    // Several micro-batches a validation, so that it can be stopped in its middle; the last update's is stopped, too.
+    for steps in [12, 4] {
+        let config = TrainConfig { steps: Some(steps), micro_batch_size: Some(2), ..config() };
+        let whole_folder = tempfile::tempdir().expect("a folder");
+        let (whole, expected) = run(&config, Some(whole_folder.path()), false, None);
+        let whole = whole.expect("trained");
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let lm = golden_lm::<B>("base_llama", &Default::default());
+        let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
+        let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(config.seed));
+        let cancel = AtomicBool::new(false);
+        let task = Impatient { task: L2dTask::new(L2dObjective::new(lm)), cancel: &cancel, asked: Cell::new(0) };
+        let stopped = train::<AB, _>(
+            &task,
+            trainable(AutodiffModule::from_inner(path)),
+            &examples(17, 1),
+            &examples(6, 2),
+            &config,
+            Some(&Storage {
+                dir: RunDir::create(folder.path()).expect("a folder"),
+                resume: false,
+                notes: BTreeMap::new(),
+            }),
+            &Default::default(),
+            &cancel,
+            &mut Silent,
+        )
+        .expect("stopped cleanly");
+        assert_eq!((stopped.outcome, stopped.steps, task.asked.get()), (Outcome::Interrupted, 4, 1));
+        assert!(stopped.best_validation.is_none());
+
+        let (resumed, rest) = run(&config, Some(folder.path()), true, None);
+        let resumed = resumed.expect("finished");
+        assert_eq!((resumed.outcome, rest.as_slice()), (Outcome::Finished, &expected[4..]));
+        assert_eq!(resumed.best_validation, whole.best_validation);
+        let validations = |folder: &Path| {
+            let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+            text.lines().filter(|line| line.contains("\"validation\"")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(validations(folder.path()), validations(whole_folder.path()));
+    }
+}
+
+/// An LM task's run: all weights of a tied LM, or low-rank corrections.
+fn run_lm(
+    low_rank: bool,
+    folder: &Path,
+    resume: bool,
+    stop_after: Option<u64>,
+) -> (Result<Trained<Lm<AB>>, TrainError>, Vec<f64>) {
+    let config = TrainConfig { learning_rate: 1e-3, head_chunk: 7, ..config() };
+    let storage = Storage { dir: RunDir::create(folder).expect("a folder"), resume, notes: BTreeMap::new() };
+    let mut observer = Losses { losses: vec![], stop_after, cancel: Box::leak(Box::new(AtomicBool::new(false))) };
+    let cancel = observer.cancel;
+    let task = LmTask { objective: LmObjective { head_chunk: config.head_chunk } };
+    let (training, validation) = (examples(17, 1), examples(6, 2));
+    let lm = lm_to_train(low_rank);
+    let device = Default::default();
+    (train(&task, lm, &training, &validation, &config, Some(&storage), &device, cancel, &mut observer), observer.losses)
+}
+
+fn lm_to_train(low_rank: bool) -> Lm<AB> {
+    let lm: Lm<AB> = AutodiffModule::from_inner(golden_lm::<B>("base_llama", &Default::default()));
+    if low_rank {
+        add_lora(lm, 2, 4.0, &mut ChaCha8Rng::seed_from_u64(5))
+    } else {
+        trainable(if lm.config.tie_word_embeddings { Lm { head: None, ..lm } } else { lm })
+    }
+}
+
+#[test]
+fn finetuning_the_lm_resumes_bitwise_and_keeps_only_what_it_trains() {
+    for low_rank in [false, true] {
+        let whole_folder = tempfile::tempdir().expect("a folder");
+        let (whole, expected) = run_lm(low_rank, whole_folder.path(), false, None);
+        let whole = whole.expect("trained");
+        let folder = tempfile::tempdir().expect("a folder");
+        let (_, mut losses) = run_lm(low_rank, folder.path(), false, Some(5));
+        let (resumed, rest) = run_lm(low_rank, folder.path(), true, None);
+        losses.extend(rest);
+        assert_eq!(losses, expected);
+        assert_eq!(parameters(&resumed.expect("finished").model), parameters(&whole.model));
+        let file = folder.path().join("checkpoints/step-00000012/parameters.safetensors");
+        let (stored, _) = l2d_core::checkpoint::read_tensors(&file).expect("read");
+        assert_eq!(stored.keys().all(|name| name.contains(".lora.")), low_rank, "{:?}", stored.keys());
+    }
+}
+
+/// The gradient of every trained parameter, moved along by `distance` times its direction.
+fn moved(lm: Lm<AB>, gradients: &NamedGradients<B>, distance: f32) -> Lm<AB> {
+    let values = parameters(&lm);
+    replace_trained_parameters(lm, &mut |name, _| {
+        let old = &values.iter().find(|tensor| tensor.name == name).expect("a parameter").values;
+        let direction =
+            gradients.get(name).map(|slope| host_values(slope.clone())).unwrap_or_else(|| vec![0.0; old.len()]);
+        Ok(old.iter().zip(direction).map(|(value, slope)| value + distance * slope).collect())
+    })
+    .expect("moved")
+}
+
+#[test]
+fn the_gradient_of_the_lm_is_the_slope_of_its_loss() {
+    for low_rank in [false, true] {
+        let examples = examples(4, 9);
+        let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), None);
+        let objective = LmObjective { head_chunk: 3 };
+        // Fresh corrections begin at zero and their other factor without a slope: begin a little further on.
+        let mut lm = lm_to_train(low_rank);
+        let (_, gradients) = objective.loss_and_gradients(&lm, &batch.labelled());
+        lm = moved(lm.clone(), &NamedGradients::collect::<AB, _>(&lm, &gradients), 1e-3);
+        let (loss, gradients) = objective.loss_and_gradients(&lm, &batch.labelled());
+        let gradients = NamedGradients::collect::<AB, _>(&lm, &gradients);
+        let norm = gradients.norm();
+        let loss_at = |distance: f64| {
+            let there = moved(lm.clone(), &gradients, (distance / norm) as f32);
+            objective.loss(&there.valid(), &batch.labelled()).sum
+        };
+        assert!((loss_at(0.0) / loss.sum - 1.0).abs() < 1e-6, "{} and {}", loss_at(0.0), loss.sum);
+        let slope = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2;
+        assert!((slope / norm - 1.0).abs() < 2e-2, "low rank {low_rank}: slope {slope}, gradient {norm}");
+    }
+}
+
+#[test]
+fn class_dropout_is_drawn_for_every_position() {
+    let lm = golden_lm::<B>("base_llama", &Default::default());
+    let mut objective = L2dObjective::<AB>::new(lm);
+    objective.class_dropout = 0.2;
+    let raw = RawDiffusionConfig { classes: vec!["math".into(), "code".into()], ..config().diffusion };
+    let config = raw.check(Path::new("test")).expect("valid");
+    let labels: Vec<Vec<(usize, u32)>> = vec![(0..2000).map(|k| (k, 1)).collect(); 2];
+    let tokens = vec![vec![1; 2001]; 2];
+    let batch = Labelled { tokens: &tokens, labels: &labels, classes: Some(&[1, 0]) };
+    let mut rngs = [ChaCha8Rng::seed_from_u64(1), ChaCha8Rng::seed_from_u64(2)];
+    let classes = objective.draw(&config, &batch, &mut rngs).classes.expect("drawn");
+    for (own, drawn) in [1, 0].into_iter().zip(classes.chunks(2000)) {
+        assert!(drawn.iter().all(|&class| class == own || class == 2));
+        let dropped = drawn.iter().filter(|&&class| class == 2).count() as f64 / 2000.0;
+        // Four standard deviations of a share of 0.2 of 2000.
+        assert!((dropped - 0.2).abs() < 0.036, "{dropped}");
+        let changes = drawn.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(changes > 500, "dropped position by position: {changes} changes");
+    }
 }
 
 #[test]

@@ -33,6 +33,9 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
     if args.from_scratch && config.objective != ObjectiveKind::Full {
         return Err(CliError::Usage("--from-scratch trains all weights: add --objective full".into()));
     }
+    if args.resume && !args.out.exists() {
+        return Err(CliError::Usage(format!("--resume: there is no folder {}", args.out.display())));
+    }
     let device = Device::<B>::default();
     let dir = RunDir::create(&args.out)?;
     let cancel = on_interrupt()?;
@@ -44,7 +47,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
     } else {
         load_base::<B>(&args.model, &device)?
     };
-    let (examples, validation) = data(args, &config, &text)?;
+    let (examples, validation) = data(args, &config, &text, lm.config.max_positions)?;
     let storage = Storage { dir, resume: args.resume, notes: notes(args) };
     // A folder in use keeps the settings it was started with; `train` refuses others.
     if storage.dir.checkpoints()?.is_empty() {
@@ -105,7 +108,12 @@ fn go<B: Backend, T: Task<Autodiff<B>>>(
     cancel: &AtomicBool,
 ) -> Result<Trained<T::Model>, CliError> {
     let mut progress = TrainProgress::new(config.total_steps(examples.len()));
-    Ok(train(task, model, examples, validation, config, Some(storage), device, cancel, &mut progress)?)
+    let trained = train(task, model, examples, validation, config, Some(storage), device, cancel, &mut progress)?;
+    if trained.steps == 0 {
+        eprintln!("stopped before the first update: nothing was trained, nothing is written");
+        return Err(CliError::Interrupted);
+    }
+    Ok(trained)
 }
 
 /// The weights with the lowest validation loss, or the last ones where nothing was validated.
@@ -187,14 +195,20 @@ fn set(table: &mut toml::Table, entry: &str) -> Result<(), CliError> {
 }
 
 /// Reads, renders, and holds back validation examples.
-fn data(args: &TrainArgs, config: &TrainConfig, text: &Text) -> Result<(Vec<Example>, Vec<Example>), CliError> {
+fn data(
+    args: &TrainArgs,
+    config: &TrainConfig,
+    text: &Text,
+    context: usize,
+) -> Result<(Vec<Example>, Vec<Example>), CliError> {
     let rows = read_conversations(&args.data, &config.columns)?;
-    let dataset = Dataset::build(&rows, text, &config.diffusion.classes, config.max_tokens)?;
+    let limit = config.max_tokens.min(context);
+    let dataset = Dataset::build(&rows, text, &config.diffusion.classes, limit)?;
     let DatasetStats { conversations, examples, too_long, without_response, labels, .. } = dataset.stats;
     eprintln!(
-        "{conversations} conversations: {examples} examples with {labels} labelled tokens; dropped {too_long} longer than {} \
-         tokens; {without_response} without a reply",
-        config.max_tokens
+        "{conversations} conversations: {examples} examples with {labels} labelled tokens; dropped {too_long} longer than {limit} \
+         tokens{}; {without_response} without a reply",
+        if context < config.max_tokens { " (the model's context)" } else { "" },
     );
     Ok(split(dataset.examples, config))
 }

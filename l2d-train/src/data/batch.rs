@@ -61,8 +61,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Lays out some examples. Padding repeats a row's last token: nothing labelled ever sees it. Where any example has a
-    /// class, those without one get `no_class`.
+    /// Lays out some examples. Padding repeats a row's last token: nothing labelled ever sees it. Where classes are
+    /// trained, `no_class` is given, and examples without a class get it.
     pub fn new(examples: &[&Example], no_class: Option<usize>) -> Self {
         let width = examples.iter().map(|example| example.tokens.len() - 1).max().unwrap_or(0);
         let tokens = examples

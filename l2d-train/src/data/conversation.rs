@@ -102,27 +102,41 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// A row longer than this is no conversation but a file without line ends, perhaps a small archive of a huge one.
+const MAX_LINE: u64 = 64 << 20;
+
 fn read_file(path: &Path, columns: &Columns, all: &mut Vec<Conversation>) -> Result<()> {
     let file = File::open(path).map_err(|e| TrainError::io(path, e))?;
     let gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
     let shared: Arc<Path> = path.into();
     let reader: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    for (i, line) in BufReader::new(reader).lines().enumerate() {
-        let at_row = |reason: String| TrainError::Row { path: path.to_path_buf(), row: i + 1, reason };
-        // A truncated archive and a line that is no UTF-8 both end here, with the row they were met at.
-        let line = line.map_err(|e| at_row(e.to_string()))?;
-        if line.trim().is_empty() {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    for row_number in 1.. {
+        let at_row = |reason: String| TrainError::Row { path: path.to_path_buf(), row: row_number, reason };
+        line.clear();
+        // A truncated archive ends here, with the row it was met at.
+        reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut line).map_err(|e| at_row(e.to_string()))?;
+        if line.is_empty() {
+            break;
+        }
+        if line.len() as u64 > MAX_LINE {
+            return Err(at_row(format!("the line is longer than {} MiB; is this jsonl?", MAX_LINE >> 20)));
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let row: Map<String, Value> = serde_json::from_str(&line).map_err(|e| at_row(e.to_string()))?;
-        let origin = Some(Origin { path: shared.clone(), row: i + 1 });
+        let row: Map<String, Value> = serde_json::from_slice(&line).map_err(|e| at_row(e.to_string()))?;
+        let origin = Some(Origin { path: shared.clone(), row: row_number });
         all.push(Conversation { origin, ..conversation(&row, columns).map_err(at_row)? });
     }
     Ok(())
 }
 
 fn conversation(row: &Map<String, Value>, columns: &Columns) -> std::result::Result<Conversation, String> {
-    let text = |key: &str, absent: &str| match row.get(key) {
+    // Exports of mixed tables write absent columns as null.
+    let column = |key: &str| row.get(key).filter(|value| !value.is_null());
+    let text = |key: &str, absent: &str| match column(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(_) => Err(format!("column `{key}` is not a string")),
         None => {
@@ -131,7 +145,7 @@ fn conversation(row: &Map<String, Value>, columns: &Columns) -> std::result::Res
         }
     };
     let no_messages = format!("no column `{}` and ", columns.messages);
-    let turns = match row.get(&columns.messages) {
+    let turns = match column(&columns.messages) {
         Some(messages) => {
             Vec::<Turn>::deserialize(messages).map_err(|e| format!("column `{}`: {e}", columns.messages))?
         }
@@ -141,6 +155,8 @@ fn conversation(row: &Map<String, Value>, columns: &Columns) -> std::result::Res
         ],
     };
     let class = match &columns.class {
+        // A null is a row without a class; a missing column is a mistake.
+        Some(key) if row.get(key).is_some_and(Value::is_null) => None,
         Some(key) => Some(text(key, "")?),
         None => None,
     };

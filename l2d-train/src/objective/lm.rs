@@ -7,12 +7,12 @@ use l2d_core::lm::{Linear, Lm, Lora, host_values};
 use rand_chacha::ChaCha8Rng;
 
 use super::l2d::Labelled;
-use super::loss::{StepLoss, chunked_head_loss_only, cross_entropy, ids};
+use super::loss::{StepLoss, chunked_head_loss, chunked_head_loss_only, cross_entropy, ids};
 
 /// Trains the LM's own weights on the labelled positions.
 #[derive(Debug, Clone, Copy)]
 pub struct LmObjective {
-    /// Rows of logits held at a time where no gradient is needed.
+    /// Rows of logits held at a time where the head is frozen or no gradient is needed.
     pub head_chunk: usize,
 }
 
@@ -27,6 +27,11 @@ impl LmObjective {
         batch: &Labelled<'_>,
     ) -> (StepLoss, AB::Gradients) {
         let (hidden, targets) = labelled_hidden(lm, batch);
+        if !lm.final_norm.weight.is_require_grad() {
+            // All from the final norm on is frozen (LoRA): its part of the chain rule runs in chunks.
+            let (losses, gradient) = chunked_head_loss(lm, hidden.clone().inner(), &targets, self.head_chunk);
+            return (summed(&losses), (hidden * Tensor::from_inner(gradient)).sum().backward());
+        }
         let losses = cross_entropy(lm.logits(hidden), ids(&targets, &lm.device()));
         let values = host_values(losses.clone().inner());
         (summed(&values), losses.sum().backward())

@@ -84,11 +84,6 @@ impl<B: Backend> NamedGradients<B> {
     pub fn get(&self, name: &str) -> Option<&Tensor<B, 1>> {
         self.flat.get(name)
     }
-
-    /// Names of the parameters that have a gradient.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.flat.keys().map(String::as_str)
-    }
 }
 
 /// What gradients of the given norm must be multiplied with so that their norm is at most `max_norm`: PyTorch's

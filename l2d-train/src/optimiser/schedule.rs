@@ -9,7 +9,7 @@ pub enum Warmup {
     /// In proportion to the step.
     #[default]
     Linear,
-    /// `ln(step) / ln(warm-up steps)`: DeepSpeed's default, which the reference implementation used.
+    /// `ln(n + 1) / ln(warm-up steps)` for the n-th update: DeepSpeed's default, which the reference implementation used.
     Logarithmic,
 }
 
@@ -17,10 +17,10 @@ pub enum Warmup {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// Linearly to zero at the last step.
+    /// Linearly to the lowest rate at the end of the run.
     #[default]
     Linear,
-    /// Half a cosine to zero at the last step.
+    /// Half a cosine to the lowest rate at the end of the run.
     Cosine,
     /// Not at all.
     Constant,
