@@ -120,6 +120,9 @@ impl TrainConfig {
     pub fn check(&self) -> Result<()> {
         let fail = |key: &'static str, reason: String| Err(TrainError::Config { key, reason });
         let fraction = |x: f64| (0.0..1.0).contains(&x);
+        if i64::try_from(self.seed).is_err() {
+            return fail("seed", format!("{} is 2^63 or more, which config.toml cannot hold", self.seed));
+        }
         if self.batch_size == 0 {
             return fail("batch_size", "0 sequences per update teach nothing".into());
         }

@@ -165,6 +165,7 @@ where
             validation_pending: false,
             fingerprint,
         },
+        on_disk: None,
         config,
         examples,
         validation,
@@ -180,6 +181,8 @@ struct Loop<'a, AB: AutodiffBackend, T: Task<AB>> {
     model: T::Model,
     optimiser: AdamW<AB::InnerBackend>,
     state: RunState,
+    /// The state of the newest checkpoint.
+    on_disk: Option<RunState>,
     config: &'a TrainConfig,
     examples: &'a [Example],
     validation: &'a [Example],
@@ -224,7 +227,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                         reason: format!("the optimiser's moments of `{name}` do not fit the model"),
                     });
                 }
-                (self.state, self.optimiser) = (state, optimiser);
+                (self.state, self.optimiser, self.on_disk) = (state, optimiser, Some(state));
             }
             None if *resume => {
                 return Err(TrainError::Resume {
@@ -393,14 +396,15 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         Ok(true)
     }
 
-    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Some(Storage { dir, notes, .. }) = self.storage else { return Ok(()) };
-        if dir.checkpoint(self.state.step).exists() && self.state.best_step == Some(self.state.step) {
+        if self.on_disk == Some(self.state) {
             return Ok(());
         }
         let mut notes = notes.clone();
         notes.insert("steps".into(), self.state.step.to_string());
         let folder = dir.save(&self.state, &self.optimiser, |folder| self.task.save(&self.model, folder, &notes))?;
+        self.on_disk = Some(self.state);
         observer.checkpoint(self.state.step, &folder);
         Ok(())
     }
@@ -422,7 +426,8 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let (mut good, mut failed) = (None, None);
         if let Some(Storage { dir, .. }) = self.storage {
             for step in dir.checkpoints()? {
-                if step <= trusted {
+                // A finite validation loss speaks for weights, too.
+                if step <= trusted || self.state.best_step == Some(step) {
                     good = Some(dir.checkpoint(step));
                 } else {
                     failed = Some(dir.reject(step)?);
@@ -506,12 +511,16 @@ fn wall_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
-/// Everything the losses of a run depend on but the model: settings (not intervals of logging) and data.
+/// Everything the losses of a run depend on but the model: settings (not intervals of logging, nor what fits into memory) and
+/// data.
 fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &[Example]) -> u64 {
     let defaults = TrainConfig::default();
     let relevant = TrainConfig {
         steps: Some(total_steps),
         epochs: defaults.epochs,
+        // How much is in memory at a time changes the rounding alone: a run that ran out of memory may go on with less.
+        micro_batch_size: None,
+        head_chunk: 1,
         validate_every: 0,
         log_every: 1,
         checkpoint_every: 0,

@@ -70,6 +70,8 @@ impl RunDir {
         let lock = File::create(root.join(LOCK)).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}
+            // A file system without locks still trains; nobody else is kept out.
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(io(error)),
             Err(TryLockError::WouldBlock) => {
                 let reason = "another run is writing to this folder; wait for it, stop it, or give another folder";

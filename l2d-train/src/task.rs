@@ -144,6 +144,9 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
         let mut metadata = notes.clone();
         metadata.insert("format".into(), PARAMETERS_FORMAT.into());
+        if let Some(base) = frozen_base(model) {
+            metadata.insert("base_weights".into(), base);
+        }
         let trained = trained_parameters(model);
         Ok(write_tensors(&folder.join(PARAMETERS_FILE), &trained, &metadata, StoredDtype::F32)?)
     }
@@ -153,6 +156,10 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
         let (mut tensors, metadata) = read_tensors(&file)?;
         if metadata.get("format").is_none_or(|format| format != PARAMETERS_FORMAT) {
             let reason = format!("its metadata has no `format: {PARAMETERS_FORMAT}`");
+            return Err(TrainError::Resume { path: file, reason });
+        }
+        if frozen_base(&model).as_ref() != metadata.get("base_weights") {
+            let reason = "it was trained beside another base model; resume with the same --model".into();
             return Err(TrainError::Resume { path: file, reason });
         }
         let model = replace_trained_parameters(model, &mut |name, shape| match tensors.remove(name) {
@@ -167,4 +174,10 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
             Some(name) => Err(CoreError::ExtraTensor { path: file, name: name.clone(), count: tensors.len() }.into()),
         }
     }
+}
+
+/// What recognises the weights that stay as they are, where there are any (low-rank corrections).
+fn frozen_base<AB: AutodiffBackend>(model: &Lm<AB>) -> Option<String> {
+    let frozen = !model.final_norm.weight.is_require_grad();
+    frozen.then(|| BaseFingerprint::of(&model.valid()).weights)
 }

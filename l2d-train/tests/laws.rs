@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module, Param};
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
@@ -407,6 +407,10 @@ fn a_validation_that_was_called_off_is_made_when_the_run_goes_on() {
             text.lines().filter(|line| line.contains("\"validation\"")).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(validations(folder.path()), validations(whole_folder.path()));
+        // Once made, it is not made again.
+        let (again, _) = run(&config, Some(folder.path()), true, None);
+        assert_eq!(again.expect("nothing left").best_validation, whole.best_validation);
+        assert_eq!(validations(folder.path()), validations(whole_folder.path()));
     }
 }
 
@@ -452,6 +456,15 @@ fn finetuning_the_lm_resumes_bitwise_and_keeps_only_what_it_trains() {
         let file = folder.path().join("checkpoints/step-00000012/parameters.safetensors");
         let (stored, _) = l2d_core::checkpoint::read_tensors(&file).expect("read");
         assert_eq!(stored.keys().all(|name| name.contains(".lora.")), low_rank, "{:?}", stored.keys());
+        if low_rank {
+            let task = LmTask { objective: LmObjective { head_chunk: 7 } };
+            let other = lm_to_train(true);
+            let shifted = other.final_norm.weight.val() + 0.5;
+            let mut other = other;
+            other.final_norm.weight = Param::from_tensor(shifted.detach()).no_grad();
+            let error = Task::<AB>::load(&task, other, file.parent().expect("a folder")).map(|_| ());
+            assert!(error.expect_err("another base").to_string().contains("another base model"));
+        }
     }
 }
 

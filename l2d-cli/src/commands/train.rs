@@ -213,27 +213,30 @@ fn data(
     Ok(split(dataset.examples, config))
 }
 
-/// Training and validation examples. The latter are every n-th conversation, so that they are spread over the files, and
-/// whole ones: a held-out reply is nowhere the context of a trained one.
+/// Training and validation examples. The latter are those of every n-th conversation, so that they are spread over the
+/// files, and whole conversations: a held-out reply is nowhere the context of a trained one.
 pub(crate) fn split(examples: Vec<Example>, config: &TrainConfig) -> (Vec<Example>, Vec<Example>) {
     let conversations = examples.chunk_by(|a, b| a.conversation == b.conversation).count();
-    let wanted = (examples.len() as f64 * config.validation_fraction).round() as usize;
-    let wanted = wanted.min(config.validation_examples);
+    let per_conversation = examples.len() as f64 / conversations as f64;
+    let wanted = (conversations as f64 * config.validation_fraction).round();
+    let wanted = wanted.min(config.validation_examples as f64 / per_conversation).ceil() as usize;
     // One conversation at least is to be learnt from.
-    let held_out = wanted.min(conversations - 1);
-    if held_out == 0 {
+    let wanted = wanted.min(conversations - 1);
+    if wanted == 0 {
         return (examples, Vec::new());
     }
-    let every = conversations / held_out;
-    let (mut training, mut validation) = (Vec::with_capacity(examples.len()), Vec::with_capacity(wanted));
+    let every = conversations / wanted;
+    let (mut training, mut validation) = (Vec::with_capacity(examples.len()), Vec::new());
+    let mut held_out = 0;
     for (i, conversation) in examples.chunk_by(|a, b| a.conversation == b.conversation).enumerate() {
-        if i % every == every - 1 && validation.len() < wanted {
+        let room = validation.len() + conversation.len() <= config.validation_examples;
+        if i % every == every - 1 && held_out < wanted && room {
+            held_out += 1;
             validation.extend_from_slice(conversation);
         } else {
             training.extend_from_slice(conversation);
         }
     }
-    validation.truncate(wanted);
     (training, validation)
 }
 
@@ -284,6 +287,28 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_documented() {
+        fn keys(prefix: &str, table: &toml::Table, found: &mut Vec<String>) {
+            for (key, value) in table {
+                let key = format!("{prefix}{key}");
+                match value {
+                    toml::Value::Table(inner) => keys(&format!("{key}."), inner, found),
+                    _ => found.push(key),
+                }
+            }
+        }
+        // Settings that are absent by default have no key in the table: give them one.
+        let mut config = TrainConfig { steps: Some(1), micro_batch_size: Some(1), ..TrainConfig::default() };
+        config.columns.class = Some("class".into());
+        config.diffusion.translation_hidden = Some(1);
+        let mut found = Vec::new();
+        keys("", &toml::Table::try_from(&config).expect("a table"), &mut found);
+        let page = include_str!("../../../docs/training.md");
+        let missing: Vec<_> = found.iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
+        assert!(found.len() > 35 && missing.is_empty(), "{missing:?} of {}", found.len());
+    }
+
+    #[test]
     fn validation_examples_are_spread_and_counted() {
         let example = |i| Example { tokens: vec![i, i], prompt: 1, class: None, conversation: i as usize };
         let examples: Vec<Example> = (0..100).map(example).collect();
@@ -303,6 +328,13 @@ mod tests {
         let (training, validation) = split(examples, &config);
         assert_eq!(validation.len(), 9);
         assert!(validation.iter().all(|held| training.iter().all(|learnt| learnt.conversation != held.conversation)));
+        assert_eq!(
+            validation.iter().map(|held| held.conversation).collect::<Vec<_>>(),
+            [9, 9, 9, 19, 19, 19, 29, 29, 29]
+        );
+        assert_eq!(training.len() + validation.len(), 90);
+        let few = TrainConfig { validation_examples: 4, ..config.clone() };
+        assert_eq!(split((0..90).map(example).collect(), &few).1.len(), 3);
         let single = (0..4).map(|i| Example { conversation: 0, ..example(i) }).collect();
         assert!(split(single, &config).1.is_empty());
     }
