@@ -181,8 +181,9 @@ impl OneOrMany {
     }
 }
 
-/// Upper bounds on sizes. They keep products of two sizes far from overflow and turn a corrupt file into an error
-/// instead of an allocation; the largest known Llama (405B) has hidden size 16,384 and 126 blocks.
+/// Upper bounds on sizes. They keep the number of parameters (a dozen products of two widths in each layer) far from
+/// overflow and turn a corrupt file into an error instead of an allocation; the largest known Llama (405B) has hidden
+/// size 16,384 and 126 blocks.
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_LAYERS: usize = 4096;
 const MAX_VOCAB: usize = 1 << 24;
@@ -224,6 +225,10 @@ impl RawLmConfig {
                 return Err(fail("head_dim", format!("absent, and {num_heads} heads do not divide {hidden_size}")));
             }
         };
+        if num_heads * head_dim > MAX_WIDTH {
+            let reason = format!("{num_heads} heads of {head_dim} are wider than {MAX_WIDTH}");
+            return Err(fail("num_attention_heads", reason));
+        }
         if head_dim % 2 != 0 {
             return Err(fail("head_dim", format!("{head_dim} is odd; rotary embedding rotates pairs")));
         }

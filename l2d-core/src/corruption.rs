@@ -32,9 +32,13 @@ pub struct TimestepSampling {
 }
 
 impl TimestepSampling {
-    /// One time in [0, 1).
+    /// One time in [0, 1]: 1 where the last of the numbers below it rounds up.
     pub fn sample(&self, rng: &mut impl Rng) -> f32 {
-        let u: f64 = rng.random();
+        self.time(rng.random())
+    }
+
+    /// The time that a uniform number `u` in [0, 1] stands for.
+    pub fn time(&self, u: f64) -> f32 {
         let t = match self.distribution {
             TimestepDistribution::Uniform => u,
             TimestepDistribution::Cosmap => 1.0 - 1.0 / ((std::f64::consts::FRAC_PI_2 * u).tan() + 1.0),

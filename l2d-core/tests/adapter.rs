@@ -16,7 +16,13 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+mod largest_allocation;
+use largest_allocation::largest_allocation;
+
 type B = TestBackend;
+
+/// More than anything of the golden models, less than anything a forged size stands for.
+const MUCH: usize = 64 << 20;
 
 fn path_beside(lm: &Lm<B>, variant: Variant) -> DiffusionPath<B> {
     let raw = RawDiffusionConfig {
@@ -145,10 +151,94 @@ fn missing_extra_and_misshapen_tensors_are_named() {
     assert!(model.contains("l2d-adapter"), "{model}");
 }
 
+/// A whole safetensors file with one tensor more.
+fn with_surplus(bytes: &[u8]) -> Vec<u8> {
+    let end = bytes.len() - 8 - u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let mut longer = edited(bytes, |header| {
+        header["surplus"] = serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]});
+    });
+    longer.extend(1f32.to_le_bytes());
+    longer
+}
+
+#[test]
+fn a_surplus_tensor_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, _, file) = saved(folder.path(), Variant::Full, StoredDtype::F32);
+    let longer = with_surplus(&std::fs::read(&file).expect("read"));
+    let error = load_adapter_bytes(&file, &longer, &lm).expect_err("refused");
+    assert!(matches!(&error, Error::ExtraTensor { name, .. } if name == "surplus"), "{error}");
+}
+
+#[test]
+fn a_config_larger_than_the_file_allocates_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (lm, _, file) = saved(folder.path(), Variant::Lora { rank: 2, alpha: 4.0 }, StoredDtype::F32);
+    let whole = std::fs::read(&file).expect("read");
+    for (key, from) in [("dim", 8), ("conditioning", 10), ("time_features", 6), ("rank", 2)] {
+        let grown = edited(&whole, |header| {
+            let config = header["__metadata__"]["config"].as_str().expect("config");
+            let old = format!("\"{key}\":{from}");
+            assert!(config.contains(&old), "{config}");
+            header["__metadata__"]["config"] = config.replace(&old, &format!("\"{key}\":65536")).into();
+        });
+        let error = load_adapter_bytes(&file, &grown, &lm).expect_err("refused").to_string();
+        // Where the surplus is small, the first tensor that does not fit is named instead.
+        assert!(error.contains("its config stands for") || error.contains("has shape"), "{key}: {error}");
+        assert!(largest_allocation() < MUCH, "{key}: {} bytes at once", largest_allocation());
+    }
+}
+
+#[test]
+fn the_fingerprint_of_an_architecture_never_changes() {
+    // These hashes are in adapter files out there.
+    let of = |folder: &str| BaseFingerprint::of::<B>(&golden_lm(folder, &Default::default())).config;
+    if std::env::var_os("L2D_PARITY").is_some() {
+        return;
+    }
+    assert_eq!(of("base_llama"), "6d6eadb064f0c0f38e0d53c8a47baf8a55f815995c9a281977edb2287ada74df");
+    assert_eq!(of("base_qwen2"), "e8907a3c9555d7121a7910dfc35bf51b02eaf4f90a2dad2af8d3a1cdcbbefd19");
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let lm: Lm<B> = golden_lm("base_llama", &Default::default());
         prop_assert!(load_adapter_bytes::<B>(Path::new("x"), &bytes, &lm).is_err());
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_change_of_a_whole_header_makes_it_panic_or_allocate(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        number in any::<prop::sample::Index>(),
+        digits in "[0-9]{1,20}",
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (lm, _, file) = saved(folder.path(), Variant::Lora { rank: 2, alpha: 4.0 }, StoredDtype::F32);
+        let whole = std::fs::read(&file).expect("read");
+        let length = u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
+        // Some bytes of the header become others...
+        let mut changed = whole.clone();
+        for (place, byte) in &changes {
+            changed[8 + place.index(length)] = *byte;
+        }
+        let _ = load_adapter_bytes(&file, &changed, &lm);
+        prop_assert!(largest_allocation() < MUCH, "{} bytes at once", largest_allocation());
+        // ... or one of its numbers another, the header staying valid JSON.
+        let header = std::str::from_utf8(&whole[8..8 + length]).expect("text");
+        let starts: Vec<usize> = (1..length)
+            .filter(|&i| header.as_bytes()[i].is_ascii_digit() && !header.as_bytes()[i - 1].is_ascii_digit())
+            .collect();
+        let start = starts[number.index(starts.len())];
+        let end = start + header[start..].bytes().take_while(u8::is_ascii_digit).count();
+        let header = format!("{}{digits}{}", &header[..start], &header[end..]).into_bytes();
+        let other = [&(header.len() as u64).to_le_bytes()[..], &header, &whole[8 + length..]].concat();
+        let _ = load_adapter_bytes(&file, &other, &lm);
+        prop_assert!(largest_allocation() < MUCH, "{} bytes at once", largest_allocation());
     }
 }

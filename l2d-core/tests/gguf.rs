@@ -201,6 +201,8 @@ fn what_we_cannot_compute_is_refused_by_name() {
         ("general.architecture", Value::String("gemma".into()), "model_type"),
         ("llama.expert_count", Value::U32(8), "expert_count"),
         ("llama.rope.scaling.type", Value::String("yarn".into()), "rope.scaling.type"),
+        ("llama.rope.scaling.factor", Value::F32(4.0), "linear rope scaling"),
+        ("llama.rope.scale_linear", Value::F32(0.5), "linear rope scaling"),
         ("llama.rope.dimension_count", Value::U32(8), "rope.dimension_count"),
         ("llama.attention.value_length", Value::U32(8), "attention.value_length"),
         ("llama.attention.sliding_window", Value::U32(512), "attention.sliding_window"),
@@ -260,6 +262,12 @@ fn the_tokenizer_lists_must_fit() {
     assert_eq!(checkpoint.tokenizer.encode("ab<|im_end|>ba", true).unwrap(), [2, 4, 1, 0]);
     assert_eq!(checkpoint.generation.eos_token_ids, [4]);
     assert!(checkpoint.template.is_some());
+    // An end token that the metadata does not name is known by its spelling.
+    let mut nameless = whole.clone();
+    nameless.metadata.remove("tokenizer.ggml.eos_token_id");
+    assert_eq!(open(&nameless).unwrap().generation.eos_token_ids, [4]);
+    nameless.set("tokenizer.ggml.eos_token_id", Value::U32(3));
+    assert_eq!(open(&nameless).unwrap().generation.eos_token_ids, [3, 4]);
 
     let damaged = |key: &str, value: Option<Value>| {
         let mut model = whole.clone();

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::safetensors::SafetensorsSource;
 use super::source::TensorSource;
 use super::tensor_file::{StoredDtype, parse_tensors, write_tensors};
-use crate::config::LmConfig;
+use crate::config::{LmConfig, RopeScaling};
 use crate::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig};
 use crate::error::{Error, Result};
 use crate::lm::{Lm, host_values};
@@ -145,6 +145,13 @@ pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> 
     if let Some(reason) = info.mismatch(&BaseFingerprint::of(lm)) {
         return Err(Error::AdapterMismatch { path: file.to_path_buf(), reason });
     }
+    // A few bytes of config may stand for a path of any size: no more is made than the file can fill. (A tensor or two that
+    // are missing are better named below.)
+    let (wanted, found) = (info.config.parameter_counts(&lm.config).total(), info.num_parameters());
+    if wanted > 2 * found + (1 << 20) {
+        let reason = format!("its config stands for {wanted} parameters beside this base, its tensors hold {found}");
+        return Err(Error::format(file, "L2D adapter", reason));
+    }
     let fresh = DiffusionPath::init(lm, &info.config, &mut ChaCha8Rng::seed_from_u64(0));
     let path = replace_parameters(fresh, &mut |name, shape| {
         let tensor = tensors
@@ -197,8 +204,16 @@ fn describe_adapter(
 
 /// Everything about an architecture that changes the mathematics; token ids and the context length do not.
 fn architecture(config: &LmConfig) -> String {
+    // Spelt out, because the hash of this text is in every adapter file: no name of the code may change it.
+    let scaling = match config.rope_scaling {
+        RopeScaling::None => "None".to_string(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => format!(
+            "Llama3 {{ factor: {factor:?}, low_freq_factor: {low_freq_factor:?}, high_freq_factor: \
+             {high_freq_factor:?}, original_max_positions: {original_max_positions} }}"
+        ),
+    };
     format!(
-        "{} V{} H{} F{} L{} heads{}/{}x{} eps{:e} theta{:e} {:?} tied{} bias{}",
+        "{} V{} H{} F{} L{} heads{}/{}x{} eps{:e} theta{:e} {} tied{} bias{}",
         config.family.model_type(),
         config.vocab_size,
         config.hidden_size,
@@ -209,7 +224,7 @@ fn architecture(config: &LmConfig) -> String {
         config.head_dim,
         config.rms_norm_eps as f32,
         config.rope_theta as f32,
-        config.rope_scaling,
+        scaling,
         config.tie_word_embeddings,
         config.qkv_bias,
     )

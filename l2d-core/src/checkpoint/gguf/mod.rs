@@ -139,6 +139,24 @@ fn parse_error(path: &Path, error: AnamnesisError) -> Error {
     }
 }
 
+/// Control tokens that end a turn by their spelling, as llama.cpp has it: many chat models name only one end token, and not
+/// the one their template closes a turn with.
+fn spelt_end_tokens(metadata: &Metadata<'_>) -> Vec<u32> {
+    const ENDS: &[&str] =
+        &["<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"];
+    // What is wrong with these lists is for the tokenizer to say.
+    let (Ok(tokens), Ok(Some(types))) =
+        (metadata.required_strings("tokenizer.ggml.tokens"), metadata.integers("tokenizer.ggml.token_type"))
+    else {
+        return Vec::new();
+    };
+    let ends =
+        tokens.iter().zip(types).enumerate().filter(|(_, (token, kind))| {
+            matches!(token_kind(*kind), TokenKind::Control) && ENDS.contains(&token.as_str())
+        });
+    ends.map(|(id, _)| id as u32).collect()
+}
+
 /// Builds the config the Hugging Face folder of the same model would have, then checks it like any other.
 fn read_config(path: &Path, file: &ParsedGguf) -> Result<LmConfig> {
     let metadata = Metadata::new(path, file.metadata());
@@ -172,8 +190,19 @@ fn read_config(path: &Path, file: &ParsedGguf) -> Result<LmConfig> {
     {
         return refuse("attention.sliding_window", window.to_string(), "none");
     }
-    if let Some(kind) = metadata.string(&key("rope.scaling.type"))?.filter(|&kind| kind != "none") {
-        return refuse("rope.scaling.type", kind.to_string(), "none, or a rope_freqs tensor");
+    // llama.cpp takes a factor without a type for linear scaling; 0 and 1 are none.
+    match metadata.string(&key("rope.scaling.type"))? {
+        Some("none") => {}
+        Some(kind) if kind != "linear" => {
+            return refuse("rope.scaling.type", kind.to_string(), "none, or a rope_freqs tensor");
+        }
+        _ => {
+            for name in ["rope.scaling.factor", "rope.scale_linear"] {
+                if let Some(factor) = metadata.float(&key(name))?.filter(|&factor| factor != 0.0 && factor != 1.0) {
+                    return refuse("linear rope scaling", format!("{name} = {factor}"), "none, or a rope_freqs tensor");
+                }
+            }
+        }
     }
     let rope_theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
     let rope_scaling = match find(rope_table::TENSOR) {
@@ -188,6 +217,14 @@ fn read_config(path: &Path, file: &ParsedGguf) -> Result<LmConfig> {
     for name in ["eos", "eot", "eom"] {
         let id = metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"))?;
         end_tokens.extend(id.filter(|id| !end_tokens.contains(id)));
+    }
+    for id in spelt_end_tokens(&metadata) {
+        if !end_tokens.contains(&id) {
+            end_tokens.push(id);
+        }
+    }
+    if end_tokens.is_empty() {
+        tracing::warn!("{}: no end token is named; answers end at the limit of tokens alone", path.display());
     }
     let embedding_rows = |info: &GgufTensorInfo| info.shape.last().copied();
     let raw = RawLmConfig {
