@@ -20,7 +20,7 @@ use l2d_eval::plot::{AccuracyPlot, AccuracyPoint, ReferenceLine};
 use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference, markdown_table};
 use l2d_eval::rows::from_jsonl;
 use l2d_eval::tasks::Arithmetic;
-use l2d_eval::{Evaluation, RunResult, RunSettings};
+use l2d_eval::{Evaluation, RunResult, RunSettings, Sample};
 use l2d_infer::decode::{Decoder, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::data::{Dataset, Example};
@@ -148,7 +148,7 @@ impl<B: Backend> Session<'_, B> {
         if !self.args.long {
             // A few throw-away updates tell how many fit into the time; the schedule needs to know.
             const PROBE: u64 = 3;
-            let probe = TrainConfig { steps: Some(PROBE), validate_every: 0, ..config.clone() };
+            let probe = TrainConfig { steps: Some(PROBE), warmup_steps: 0, validate_every: 0, ..config.clone() };
             let start = Instant::now();
             let cold = train(task, model.clone(), examples, &[], &probe, None, &self.device, self.cancel, &mut Silent)?;
             drop(cold);
@@ -250,7 +250,8 @@ impl<B: Backend> Session<'_, B> {
         Ok((result, report))
     }
 
-    /// Three problems with the answers at 1 and 15 evaluations, the first ones that differ.
+    /// Three problems with the answers at 1 and 15 evaluations: the first ones that only one of the two gets right, be it
+    /// the plain LM.
     fn show_answers(
         &self,
         held_out: &[Problem],
@@ -260,14 +261,16 @@ impl<B: Backend> Session<'_, B> {
         let (Some(plain), Some(diffused)) = (kept.get(&("base, sampled", 1)), kept.get(&(series, SHOWN_STEPS))) else {
             return Ok(());
         };
-        say!("\nThree of the problems on which they differ ({series}, same seed):")?;
-        let differing =
-            plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| a.completion.text != b.completion.text);
+        say!(
+            "\nThe first {SHOWN} problems that only one of 1 and {SHOWN_STEPS} evaluations gets right ({series}, same seed):"
+        )?;
+        let right = |sample: &Sample| sample.scores.values().all(|score| score.correct);
+        let differing = plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| right(a) != right(b));
         for (one, many) in differing.take(SHOWN) {
             let problem = held_out[one.row];
             say!("  {} (= {})", problem.question(), problem.answer())?;
             for (steps, sample) in [(1, one), (SHOWN_STEPS, many)] {
-                let mark = if sample.scores.values().all(|score| score.correct) { "right" } else { "wrong" };
+                let mark = if right(sample) { "right" } else { "wrong" };
                 say!("    {steps:>2}: {:<60} {mark}", sample.completion.text)?;
             }
         }
