@@ -58,10 +58,13 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
     for completion in &completions {
         let (first, tokens) = (first_token.unwrap_or(end), completion.tokens.len());
         // The first token's time is the prompt's.
-        let speed = tokens.saturating_sub(1) as f64 / (end - first).as_secs_f64().max(f64::EPSILON);
+        let speed = match tokens {
+            0 | 1 => String::new(),
+            _ => format!(", {:.1} tokens/s", (tokens - 1) as f64 / (end - first).as_secs_f64()),
+        };
         eprintln!(
-            "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {steps} evaluation{} each, \
-             {speed:.1} tokens/s; {}]",
+            "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {steps} evaluation{} \
+             each{speed}; {}]",
             (first - start).as_secs_f64(),
             if steps == 1 { "" } else { "s" },
             describe(&completion.finish),

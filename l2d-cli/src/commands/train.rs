@@ -287,6 +287,23 @@ mod tests {
     }
 
     #[test]
+    fn a_variant_may_be_set_in_part_and_takes_no_other_kinds_settings() {
+        use l2d_core::diffusion::Variant;
+        let variant = |entries: &[&str]| {
+            let mut table = toml::Table::new();
+            for entry in entries {
+                set(&mut table, entry).expect("set");
+            }
+            table.try_into::<TrainConfig>().map(|config| config.diffusion.variant).map_err(|e| e.to_string())
+        };
+        assert_eq!(variant(&["diffusion.variant.rank=16"]), Ok(Variant::Lora { rank: 16, alpha: 32.0 }));
+        assert_eq!(variant(&["diffusion.variant.kind=scratch"]), Ok(Variant::Scratch));
+        let both = variant(&["diffusion.variant={kind=\"full\", rank=3}"]).expect_err("refused");
+        assert!(both.contains("`lora` alone"), "{both}");
+        assert!(variant(&["diffusion.variant.size=3"]).expect_err("refused").contains("size"));
+    }
+
+    #[test]
     fn every_setting_is_documented() {
         fn keys(prefix: &str, table: &toml::Table, found: &mut Vec<String>) {
             for (key, value) in table {

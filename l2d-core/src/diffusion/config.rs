@@ -9,9 +9,10 @@ use crate::error::{Error, Result};
 
 /// How the diffusion path gets its own version of the base's linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(try_from = "VariantFields", into = "VariantFields")]
 pub enum Variant {
-    /// Low-rank corrections of the base's frozen layers.
+    /// Low-rank corrections of the base's frozen layers. In a file `kind = "lora"`, the default; rank and alpha are 32
+    /// where they are absent.
     Lora {
         /// Rank `r`.
         rank: usize,
@@ -22,6 +23,60 @@ pub enum Variant {
     Full,
     /// Full trainable layers that start at random.
     Scratch,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self::Lora { rank: 32, alpha: 32.0 }
+    }
+}
+
+/// [`Variant`] as a file has it. (An enum tagged by `kind` would let settings of another kind pass unseen.)
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VariantFields {
+    #[serde(default)]
+    kind: VariantKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpha: Option<f64>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum VariantKind {
+    #[default]
+    Lora,
+    Full,
+    Scratch,
+}
+
+impl TryFrom<VariantFields> for Variant {
+    type Error = &'static str;
+
+    fn try_from(fields: VariantFields) -> std::result::Result<Self, Self::Error> {
+        let low_rank = fields.rank.is_some() || fields.alpha.is_some();
+        match fields.kind {
+            VariantKind::Lora => {
+                Ok(Self::Lora { rank: fields.rank.unwrap_or(32), alpha: fields.alpha.unwrap_or(32.0) })
+            }
+            _ if low_rank => Err("`rank` and `alpha` are settings of the variant `lora` alone"),
+            VariantKind::Full => Ok(Self::Full),
+            VariantKind::Scratch => Ok(Self::Scratch),
+        }
+    }
+}
+
+impl From<Variant> for VariantFields {
+    fn from(variant: Variant) -> Self {
+        let (kind, rank, alpha) = match variant {
+            Variant::Lora { rank, alpha } => (VariantKind::Lora, Some(rank), Some(alpha)),
+            Variant::Full => (VariantKind::Full, None, None),
+            Variant::Scratch => (VariantKind::Scratch, None, None),
+        };
+        Self { kind, rank, alpha }
+    }
 }
 
 /// A diffusion path's hyper-parameters as a person or an adapter file writes them. What is left out takes the paper's
@@ -53,7 +108,7 @@ impl Default for RawDiffusionConfig {
             conditioning: 256,
             time_features: 256,
             sigma: 64.0,
-            variant: Variant::Lora { rank: 32, alpha: 32.0 },
+            variant: Variant::default(),
             classes: Vec::new(),
         }
     }
