@@ -350,7 +350,7 @@ fn the_quick_start_ends_with_table_plot_and_answers() {
             .and(contains("L2D, shipped"))
             .and(contains("base, greedy"))
             .and(contains("| steps |"))
-            .and(contains("Three of the problems")),
+            .and(contains("Problems that only one of 1 and 15 evaluations gets right")),
     );
     for name in ["quickstart.json", "quickstart.md", "quickstart.svg", "quickstart.png", "live-adapter.safetensors"] {
         assert!(folder.path().join(name).exists(), "{name}");

@@ -261,12 +261,15 @@ impl<B: Backend> Session<'_, B> {
         let (Some(plain), Some(diffused)) = (kept.get(&("base, sampled", 1)), kept.get(&(series, SHOWN_STEPS))) else {
             return Ok(());
         };
-        say!(
-            "\nThe first {SHOWN} problems that only one of 1 and {SHOWN_STEPS} evaluations gets right ({series}, same seed):"
-        )?;
         let right = |sample: &Sample| sample.scores.values().all(|score| score.correct);
-        let differing = plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| right(a) != right(b));
-        for (one, many) in differing.take(SHOWN) {
+        let differing: Vec<_> =
+            plain.samples.iter().zip(&diffused.samples).filter(|(a, b)| right(a) != right(b)).collect();
+        say!(
+            "\nProblems that only one of 1 and {SHOWN_STEPS} evaluations gets right ({series}, same seed), the first {} of {}:",
+            differing.len().min(SHOWN),
+            differing.len(),
+        )?;
+        for (one, many) in differing.into_iter().take(SHOWN) {
             let problem = held_out[one.row];
             say!("  {} (= {})", problem.question(), problem.answer())?;
             for (steps, sample) in [(1, one), (SHOWN_STEPS, many)] {
