@@ -4,39 +4,44 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use l2d_core::L2d;
 use l2d_core::diffusion::Modulation;
-use l2d_core::lm::KvCache;
+use l2d_core::lm::{KvCache, host_values};
 
 use super::noise::Lane;
-use super::settings::Diffusion;
+use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
 use crate::ode::FixedGrid;
 use crate::schedule::temperature_lead;
-use crate::velocity::guide;
+use crate::velocity::{Estimate, guide};
+
+/// Rows in one forward pass of parallel-in-time decoding, at most. On a CPU a pass for 16 rows costs two to three passes for
+/// one; beyond, it costs nearly as much as the rows.
+const ROWS_AT_ONCE: usize = 16;
 
 /// A model, a grid of times, and all that follows from these two alone: the diffusion vocabulary, and what every time and
 /// class of the grid does to the path. Made once, used for every token.
 #[derive(Debug)]
 pub struct Diffuser<'m, B: Backend> {
-    model: &'m L2d<B>,
+    pub(super) model: &'m L2d<B>,
     settings: Diffusion,
+    mode: DecodeMode,
     grid: FixedGrid,
     /// The diffusion vocabulary, `[V, d]`.
     table: Tensor<B, 2>,
-    calls: Vec<Call>,
+    pub(super) calls: Vec<Call>,
     /// One row for each of `times` and each class, "no class" last, classes fastest; the closing time is the last.
-    modulation: Modulation<B>,
+    pub(super) modulation: Modulation<B>,
     times: Vec<f32>,
 }
 
 /// A slope the solver asks for.
 #[derive(Debug, Clone, Copy)]
-struct Call {
-    temperature: f64,
-    at: Where,
+pub(super) struct Call {
+    pub(super) temperature: f64,
+    pub(super) at: Where,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Where {
+pub(super) enum Where {
     /// `t = 0`: the base LM's logits, no diffusion pass.
     Start,
     /// Between: the index of its time in `times`.
@@ -62,9 +67,18 @@ pub struct Conditions<B: Backend> {
     /// For each time between 0 and the closing one; of twice the rows (class, no class, class, ...) where guided.
     between: Vec<Modulation<B>>,
     closing: Modulation<B>,
+    /// Each row's class, or "no class".
+    pub(super) classes: Vec<usize>,
     /// Which rows have a class to be guided by. If any has, all rows are evaluated twice, and the others ignore the second
     /// result: equally many rows a sequence keep the batch one product.
-    guided: Vec<bool>,
+    pub(super) guided: Vec<bool>,
+}
+
+impl<B: Backend> Conditions<B> {
+    /// Rows of a forward pass for each row of the batch.
+    pub(super) fn lanes(&self) -> usize {
+        if self.guided.contains(&true) { 2 } else { 1 }
+    }
 }
 
 /// The end of a diffusion.
@@ -77,6 +91,9 @@ pub struct Diffused<B: Backend> {
     /// How often each row needed the diffusion path: less than the budget, because `t = 0` costs nothing, and more where
     /// guidance evaluates twice.
     pub passes: Vec<usize>,
+    /// Forward passes of the diffusion path that each row took part in: as many evaluations in a sequential decoder, fewer
+    /// where several are made at once.
+    pub rounds: Vec<usize>,
 }
 
 impl<'m, B: Backend> Diffuser<'m, B> {
@@ -116,7 +133,13 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let class_rows: Vec<usize> = times.iter().flat_map(|_| 0..=classes).collect();
         let modulation = model.path.modulation(&per_row, Some(&class_rows));
         let table = model.path.vocabulary.table(&model.lm);
-        Ok(Some(Self { model, settings: settings.clone(), grid, table, calls, modulation, times }))
+        let mode = DecodeMode::default();
+        Ok(Some(Self { model, settings: settings.clone(), mode, grid, table, calls, modulation, times }))
+    }
+
+    /// The same, laying out its evaluations as `mode` says.
+    pub fn with_mode(self, mode: DecodeMode) -> Self {
+        Self { mode, ..self }
     }
 
     /// The grid of times.
@@ -162,7 +185,7 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         };
         let closing = self.times.len() - 1;
         let between = (0..closing).map(|time| pick(time, if twice { &doubled } else { &single })).collect();
-        Ok(Conditions { between, closing: pick(closing, &single), guided })
+        Ok(Conditions { between, closing: pick(closing, &single), classes: single, guided })
     }
 
     /// Diffuses from `x_0` (`[rows, d]` flattened, multiplied by sigma already) to the logits at the final time.
@@ -178,7 +201,7 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         conditions: &Conditions<B>,
         x0: Vec<f64>,
         mut draw: impl FnMut(usize, usize, Lane, &[f32], f64) -> Result<usize>,
-        visit: impl FnMut(f64, &[f64]),
+        mut visit: impl FnMut(f64, &[f64]),
         go_on: impl Fn() -> bool,
     ) -> Result<Option<Diffused<B>>> {
         let rows = positions.hidden.dims()[0];
@@ -187,28 +210,30 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         if guided.len() != rows || slots != rows || x0.len() != rows * self.dim() {
             return Err(Error::parameter("rows", rows, "the same in positions, conditions and initial state"));
         }
-        let lanes = if guided.contains(&true) { 2 } else { 1 };
+        let lanes = conditions.lanes();
+        // An expectation is no token to be guessed.
+        let discrete = !matches!(self.settings.params.estimate, Estimate::Expectation { .. });
+        let ahead = ROWS_AT_ONCE / (rows * lanes).max(1);
+        if self.mode == DecodeMode::Parallel && discrete && ahead > 1 {
+            return self.diffuse_in_parallel(ahead, positions, conditions, x0, &mut draw, &mut visit, &go_on);
+        }
         let lm = &self.model.lm;
         let single = lm.plan_at(positions.cache, positions.slots);
         let doubled = (lanes == 2).then(|| lm.plan_at(positions.cache, &repeated(positions.slots)));
         let plan = doubled.as_ref().unwrap_or(&single);
         let hidden = repeat_rows(positions.hidden.clone(), lanes); // [rows * lanes, H]
 
-        let (mut call, mut between) = (0, 0);
-        let slope = |t: f64, x: &[f64]| -> std::result::Result<Vec<f64>, Interruption> {
+        let d = self.dim();
+        let slope = |call: usize, t: f64, x: &[f64]| -> std::result::Result<Vec<f64>, Interruption> {
             if !go_on() {
                 return Err(Interruption::Stopped);
             }
             let Call { temperature, at } = self.calls[call];
             let logits = match at {
-                Where::End => {
-                    call += 1;
-                    return Ok(vec![0.0; x.len()]);
-                }
+                Where::End => return Ok(vec![0.0; x.len()]),
                 Where::Start => repeat_rows(lm.logits(positions.hidden.clone()), lanes),
                 Where::Between(time) => {
-                    between += 1;
-                    let x_t = self.state(x, lanes);
+                    let x_t = repeat_rows(self.tensor(x), lanes);
                     self.model.logits(positions.cache, plan, &conditions.between[time], hidden.clone(), x_t)
                 }
             };
@@ -220,22 +245,10 @@ impl<'m, B: Backend> Diffuser<'m, B> {
                         _ => Ok(0),
                     }
                 })?; // [rows * lanes, d]
-            call += 1;
-            let velocity = self.settings.params.velocity;
-            let d = self.dim();
             let rows = x1.chunks_exact(d * lanes).zip(x.chunks_exact(d)).zip(guided);
-            Ok(rows
-                .flat_map(|((x1, x), &guided)| {
-                    let class = velocity.velocity(&x1[..d], x, t);
-                    if guided {
-                        guide(self.settings.params.guidance, &class, &velocity.velocity(&x1[d..], x, t))
-                    } else {
-                        class
-                    }
-                })
-                .collect())
+            Ok(rows.flat_map(|((x1, x), &guided)| self.velocity(x1, x, t, guided)).collect())
         };
-        let x = match self.grid.integrate_with(x0, slope, visit) {
+        let x = match self.integrate(x0, slope, visit) {
             Ok(x) => x,
             Err(Interruption::Stopped) => return Ok(None),
             Err(Interruption::Failed(error)) => return Err(error),
@@ -243,23 +256,69 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         if !go_on() {
             return Ok(None);
         }
-        let x_t = self.state(&x, 1);
+        let x_t = self.tensor(&x);
         let logits = self.model.logits(positions.cache, &single, &conditions.closing, positions.hidden.clone(), x_t);
-        let passes = guided.iter().map(|&guided| between * if guided { 2 } else { 1 } + 1).collect();
-        Ok(Some(Diffused { x, logits, passes }))
+        let rounds = vec![self.evaluated() + 1; rows];
+        Ok(Some(Diffused { x, logits, passes: self.passes(guided), rounds }))
     }
 
-    /// The state as the model takes it, `[rows * lanes, d]`, each row `lanes` times.
-    fn state(&self, x: &[f64], lanes: usize) -> Tensor<B, 2> {
-        let d = self.dim();
+    /// Integrates over the grid; `slope(call, t, x)` knows which call it is.
+    pub(super) fn integrate<E>(
+        &self,
+        x0: Vec<f64>,
+        mut slope: impl FnMut(usize, f64, &[f64]) -> std::result::Result<Vec<f64>, E>,
+        visit: impl FnMut(f64, &[f64]),
+    ) -> std::result::Result<Vec<f64>, E> {
+        let mut calls = 0..;
+        self.grid.integrate_with(x0, |t, x| slope(calls.next().unwrap_or_default(), t, x), visit)
+    }
+
+    /// The velocity of one row at `(x, t)`, towards `x1` (`[lanes, d]` flattened), guided where it is.
+    pub(super) fn velocity(&self, x1: &[f64], x: &[f64], t: f64, guided: bool) -> Vec<f64> {
+        let (velocity, d) = (self.settings.params.velocity, self.dim());
+        let class = velocity.velocity(&x1[..d], x, t);
+        if guided {
+            guide(self.settings.params.guidance, &class, &velocity.velocity(&x1[d..2 * d], x, t))
+        } else {
+            class
+        }
+    }
+
+    /// Rows of the diffusion vocabulary, `[ids, d]` flattened.
+    pub(super) fn vocabulary_rows(&self, ids: &[usize]) -> Vec<f64> {
+        let ids: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
+        let ids = Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &self.model.lm.device());
+        host_values(self.table.clone().select(0, ids)).into_iter().map(f64::from).collect()
+    }
+
+    /// Rows of the table of modulations: a time by its place in the grid's list (the closing one where it is `None`), a row's
+    /// class, and the lane.
+    pub(super) fn modulation_row(&self, time: Option<usize>, class: usize, lane: usize) -> usize {
+        let no_class = self.model.path.config.classes.len();
+        let class = if lane == 0 { class } else { no_class };
+        time.unwrap_or(self.times.len() - 1) * (no_class + 1) + class
+    }
+
+    /// States as the model takes them, `[rows, d]`.
+    pub(super) fn tensor(&self, x: &[f64]) -> Tensor<B, 2> {
         let values: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-        let rows = values.len() / d;
-        repeat_rows(Tensor::from_data(TensorData::new(values, [rows, d]), &self.model.lm.device()), lanes)
+        let rows = values.len() / self.dim();
+        Tensor::from_data(TensorData::new(values, [rows, self.dim()]), &self.model.lm.device())
+    }
+
+    /// Calls that need the diffusion path.
+    fn evaluated(&self) -> usize {
+        self.calls.iter().filter(|call| matches!(call.at, Where::Between(_))).count()
+    }
+
+    /// Evaluations of the diffusion path that each row needs.
+    pub(super) fn passes(&self, guided: &[bool]) -> Vec<usize> {
+        guided.iter().map(|&guided| self.evaluated() * if guided { 2 } else { 1 } + 1).collect()
     }
 }
 
 /// Why an integration ends early.
-enum Interruption {
+pub(super) enum Interruption {
     Stopped,
     Failed(Error),
 }
@@ -271,7 +330,7 @@ impl From<Error> for Interruption {
 }
 
 /// Each row `times` times in a row: `[rows, width]` to `[rows * times, width]`.
-fn repeat_rows<B: Backend>(x: Tensor<B, 2>, times: usize) -> Tensor<B, 2> {
+pub(super) fn repeat_rows<B: Backend>(x: Tensor<B, 2>, times: usize) -> Tensor<B, 2> {
     if times == 1 {
         return x;
     }

@@ -10,7 +10,7 @@ use l2d_core::lm::{KvCache, Lm, host_values};
 use super::diffuser::{Conditions, Diffuser, Positions};
 use super::noise::{Lane, Noise, Place, SeededNoise};
 use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
-use super::settings::Diffusion;
+use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
 use crate::stop::StopWatch;
 
@@ -48,6 +48,7 @@ struct Row<'a> {
     /// Prompt and new tokens.
     tokens: Vec<u32>,
     passes: usize,
+    rounds: usize,
     text: String,
     stream: Option<Box<dyn TextStream + 'a>>,
     watch: StopWatch<'a>,
@@ -66,6 +67,11 @@ impl<'m, B: Backend> Decoder<'m, B> {
     pub fn new(model: &'m L2d<B>, diffusion: &Diffusion) -> Result<Self> {
         let diffuser = Diffuser::new(model, diffusion)?;
         Ok(Self { lm: &model.lm, classes: model.path.config.classes.len(), diffuser })
+    }
+
+    /// The same, laying out the evaluations of each token as `mode` says.
+    pub fn with_mode(self, mode: DecodeMode) -> Self {
+        Self { diffuser: self.diffuser.map(|diffuser| diffuser.with_mode(mode)), ..self }
     }
 
     /// Continues every request until it is complete. Sequences that end leave the batch; the completions come in the order
@@ -98,6 +104,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
                 prompt: asked.tokens.len(),
                 tokens: asked.tokens.clone(),
                 passes: 0,
+                rounds: 0,
                 text: String::new(),
                 stream: text.map(Detokenizer::begin),
                 watch: generation.stop_strings.watch(),
@@ -121,11 +128,12 @@ impl<'m, B: Backend> Decoder<'m, B> {
         loop {
             let predicted = self.predict(&cache, &hidden, conditions.as_ref(), &rows, noise, &cancelled)?;
             let mut finished: Vec<Option<FinishReason>> = vec![Some(FinishReason::Cancelled); rows.len()];
-            if let Some((logits, passes)) = predicted {
+            if let Some((logits, passes, rounds)) = predicted {
                 let logits = host_values(logits);
                 let vocabulary = logits.len() / rows.len();
                 for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks_exact(vocabulary)).enumerate() {
                     let token = noise.emitted_token(row.place(), &generation.sampler, logits, &row.tokens)? as u32;
+                    row.rounds += rounds[i];
                     finished[i] = row.accept(token, passes[i], generation, &mut emit);
                 }
             }
@@ -217,7 +225,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         self.diffuser.as_ref().map(|diffuser| diffuser.conditions(&classes)).transpose()
     }
 
-    /// Logits of the next token, `[rows, V]`, and the diffusion passes each row cost; `None` when cancelled.
+    /// Logits of the next token, `[rows, V]`, and the evaluations and rounds each row cost; `None` when cancelled.
     fn predict(
         &self,
         cache: &KvCache<B>,
@@ -226,12 +234,12 @@ impl<'m, B: Backend> Decoder<'m, B> {
         rows: &[Row<'_>],
         noise: &mut dyn Noise,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<(Tensor<B, 2>, Vec<usize>)>> {
+    ) -> Result<Option<(Tensor<B, 2>, Vec<usize>, Vec<usize>)>> {
         if cancelled() {
             return Ok(None);
         }
         let (Some(diffuser), Some(conditions)) = (&self.diffuser, conditions) else {
-            return Ok(Some((self.lm.logits(hidden.clone()), vec![0; rows.len()])));
+            return Ok(Some((self.lm.logits(hidden.clone()), vec![0; rows.len()], vec![0; rows.len()])));
         };
         let x0 = rows
             .iter()
@@ -244,7 +252,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
             noise.velocity_token(rows[row].place(), call, lane, logits, temperature)
         };
         let diffused = diffuser.diffuse(&positions, conditions, x0, draw, |_, _| (), || !cancelled())?;
-        Ok(diffused.map(|diffused| (diffused.logits, diffused.passes)))
+        Ok(diffused.map(|diffused| (diffused.logits, diffused.passes, diffused.rounds)))
     }
 }
 
@@ -303,6 +311,12 @@ impl Row<'_> {
         rest += &self.watch.finish();
         self.text += &rest;
         emit(Event::Finished { request: self.request, text: &rest, reason: &reason });
-        Completion { tokens: self.tokens.split_off(self.prompt), text: self.text, finish: reason, passes: self.passes }
+        Completion {
+            tokens: self.tokens.split_off(self.prompt),
+            text: self.text,
+            finish: reason,
+            passes: self.passes,
+            rounds: self.rounds,
+        }
     }
 }

@@ -6,6 +6,7 @@
 mod diffuser;
 mod engine;
 mod noise;
+mod parallel;
 mod request;
 mod settings;
 mod text;
@@ -14,4 +15,4 @@ pub use diffuser::{Conditions, Diffused, Diffuser, Positions};
 pub use engine::{Decoder, Hooks};
 pub use noise::{Lane, Noise, Place, SeededNoise};
 pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
-pub use settings::{Diffusion, DiffusionParams};
+pub use settings::{DecodeMode, Diffusion, DiffusionParams};

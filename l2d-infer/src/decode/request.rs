@@ -100,6 +100,8 @@ pub struct Completion {
     pub finish: FinishReason,
     /// Evaluations of the diffusion path over all tokens.
     pub passes: usize,
+    /// Forward passes these took: fewer where several evaluations were made at once.
+    pub rounds: usize,
 }
 
 /// What happens while sequences are decoded.

@@ -52,6 +52,18 @@ impl DiffusionParams {
     }
 }
 
+/// How the evaluations of a token are laid out. The tokens are the same in both (but for roundings: a product of one row and
+/// one of many may differ in the last bit).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DecodeMode {
+    /// As many evaluations in one forward pass as can be guessed. An expectation over the vocabulary cannot be guessed and is
+    /// decoded sequentially.
+    #[default]
+    Parallel,
+    /// One evaluation after the other.
+    Sequential,
+}
+
 /// Checked [`DiffusionParams`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Diffusion {

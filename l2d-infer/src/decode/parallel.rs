@@ -1,0 +1,204 @@
+//! Parallel-in-time diffusion of one token (METHOD section 8.6).
+//!
+//! With the random numbers of every draw fixed beforehand, the token drawn at each slope call is a function of the state
+//! there, and every state is a function of `x_0` and the tokens drawn before it. So the tokens of the calls that are left
+//! are guessed, all states follow, and one forward pass evaluates many of them at once. The guesses up to the first wrong
+//! one were right, and at that one the right token is known: at least one call is settled in each round. A pass over the
+//! weights for a dozen rows costs far less than a dozen passes.
+
+use std::convert::Infallible;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use l2d_core::lm::host_values;
+
+use super::diffuser::{Conditions, Diffused, Diffuser, Positions, Where, repeat_rows};
+use super::noise::Lane;
+use crate::error::Result;
+use crate::sampler::argmax;
+use crate::velocity::COLDEST;
+
+/// How far one row has come.
+struct Track {
+    /// The token of each slope call, with the class and without: settled before `settled`, guessed from there on.
+    tokens: Vec<[usize; 2]>,
+    /// Calls whose tokens are those of a sequential decoder.
+    settled: usize,
+    /// Logits at `(x_T, T)`, once every call is settled and the closing evaluation was made.
+    closing: Option<Vec<f32>>,
+    rounds: usize,
+}
+
+/// Something to evaluate: a slope call by its number, or the closing evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Evaluation {
+    Call(usize),
+    Closing,
+}
+
+impl<B: Backend> Diffuser<'_, B> {
+    /// [`Diffuser::diffuse`] with at most `ahead` evaluations of each row in one forward pass. For estimates that are rows
+    /// of the vocabulary alone.
+    pub(super) fn diffuse_in_parallel(
+        &self,
+        ahead: usize,
+        positions: &Positions<'_, B>,
+        conditions: &Conditions<B>,
+        x0: Vec<f64>,
+        draw: &mut dyn FnMut(usize, usize, Lane, &[f32], f64) -> Result<usize>,
+        visit: &mut dyn FnMut(f64, &[f64]),
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Diffused<B>>> {
+        let (rows, lanes, d) = (positions.hidden.dims()[0], conditions.lanes(), self.dim());
+        // As a sequential decoder would draw: `lane` is 1 for guidance's second velocity.
+        let mut token = |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, self.calls[call].temperature) {
+            (1, _) if !conditions.guided[row] => Ok(0),
+            (_, temperature) if temperature <= COLDEST => argmax(logits),
+            (0, temperature) => draw(row, call, Lane::Class, logits, temperature),
+            (_, temperature) => draw(row, call, Lane::NoClass, logits, temperature),
+        };
+
+        // The base LM's logits are those at t = 0, and the first guess everywhere.
+        let base = host_values(self.model.lm.logits(positions.hidden.clone()));
+        let vocabulary = base.len() / rows;
+        let mut tracks = Vec::with_capacity(rows);
+        for (row, logits) in base.chunks_exact(vocabulary).enumerate() {
+            let mut tokens = vec![[0; 2]; self.calls.len()];
+            for (call, tokens) in tokens.iter_mut().enumerate() {
+                for (lane, guess) in tokens.iter_mut().enumerate().take(lanes) {
+                    *guess = token(row, call, lane, logits)?;
+                }
+            }
+            tracks.push(Track { tokens, settled: self.costly(0), closing: None, rounds: 0 });
+        }
+
+        while tracks.iter().any(|track| track.closing.is_none()) {
+            if !go_on() {
+                return Ok(None);
+            }
+            let planned: Vec<Vec<Evaluation>> = tracks.iter().map(|track| self.next(track, ahead)).collect();
+            let width = planned.iter().map(Vec::len).max().unwrap_or(0);
+            let x1 = self.targets(&tracks, lanes);
+            let (mut states, mut modulations) = (Vec::new(), Vec::new());
+            for (row, planned) in planned.iter().enumerate() {
+                let part = row * self.calls.len() * lanes * d..(row + 1) * self.calls.len() * lanes * d;
+                let (at_call, at_end) =
+                    self.states(x0[row * d..(row + 1) * d].to_vec(), &x1[part], conditions.guided[row]);
+                // All rows take part with equally many evaluations; what is too much repeats the last and is not read.
+                for slot in 0..width {
+                    let (state, time) = match planned.get(slot).or(planned.last()) {
+                        Some(&Evaluation::Call(call)) => match self.calls[call].at {
+                            Where::Between(time) => (&at_call[call], Some(time)),
+                            Where::Start | Where::End => unreachable!("not planned"),
+                        },
+                        Some(Evaluation::Closing) | None => (&at_end, None),
+                    };
+                    for lane in 0..lanes {
+                        states.extend_from_slice(state);
+                        modulations.push(self.modulation_row(time, conditions.classes[row], lane));
+                    }
+                }
+            }
+            let repeats = width * lanes;
+            let slots: Vec<Vec<usize>> = positions
+                .slots
+                .iter()
+                .map(|slots| slots.iter().flat_map(|&slot| vec![slot; repeats]).collect())
+                .collect();
+            let lm = &self.model.lm;
+            let plan = lm.plan_at(positions.cache, &slots);
+            let x_t = self.tensor(&states);
+            let hidden = repeat_rows(positions.hidden.clone(), repeats);
+            let modulation = self.modulation.rows(&modulations);
+            let logits = host_values(self.model.logits(positions.cache, &plan, &modulation, hidden, x_t));
+
+            for (row, (track, planned)) in tracks.iter_mut().zip(&planned).enumerate() {
+                if planned.is_empty() {
+                    continue;
+                }
+                track.rounds += 1;
+                let mut right = true;
+                let mut newest: &[f32] = &[];
+                for (slot, &evaluation) in planned.iter().enumerate() {
+                    let from = (row * width + slot) * lanes;
+                    let of_lane = |lane: usize| &logits[(from + lane) * vocabulary..(from + lane + 1) * vocabulary];
+                    match evaluation {
+                        Evaluation::Closing => track.closing = right.then(|| of_lane(0).to_vec()),
+                        Evaluation::Call(call) => {
+                            let before = track.tokens[call];
+                            for lane in 0..lanes {
+                                match token(row, call, lane, of_lane(lane)) {
+                                    Ok(drawn) => track.tokens[call][lane] = drawn,
+                                    Err(error) if right => return Err(error),
+                                    // Not an evaluation that a sequential decoder makes: the old guess stays.
+                                    Err(_) => {}
+                                }
+                            }
+                            if right {
+                                track.settled = self.costly(call + 1);
+                                right = track.tokens[call] == before;
+                            }
+                            newest = of_lane(0);
+                        }
+                    }
+                }
+                // The calls that were too far ahead to be evaluated.
+                if let Some(&Evaluation::Call(last)) = planned.last() {
+                    for call in last + 1..self.calls.len() {
+                        for lane in 0..lanes {
+                            track.tokens[call][lane] = token(row, call, lane, newest).unwrap_or(track.tokens[call][lane]);
+                        }
+                    }
+                }
+            }
+        }
+
+        // Once more, all rows together, as the sequential decoder goes.
+        let x1 = self.targets(&tracks, lanes);
+        let calls = self.calls.len();
+        let slope = |call: usize, t: f64, x: &[f64]| {
+            let targets = (0..rows).map(|row| &x1[(row * calls + call) * lanes * d..][..lanes * d]);
+            let rows = targets.zip(x.chunks_exact(d)).zip(&conditions.guided);
+            Ok::<_, Infallible>(rows.flat_map(|((x1, x), &guided)| self.velocity(x1, x, t, guided)).collect())
+        };
+        let Ok(x) = self.integrate(x0, slope, visit);
+        let passes = self.passes(&conditions.guided);
+        let rounds = tracks.iter().map(|track| track.rounds).collect();
+        let closing: Vec<f32> = tracks.into_iter().flat_map(|track| track.closing.unwrap_or_default()).collect();
+        let logits = Tensor::from_data(TensorData::new(closing, [rows, vocabulary]), &positions.hidden.device());
+        Ok(Some(Diffused { x, logits, passes, rounds }))
+    }
+
+    /// The first call from `call` on that needs an evaluation; the number of calls where none does.
+    fn costly(&self, call: usize) -> usize {
+        let free = self.calls[call..].iter().take_while(|call| !matches!(call.at, Where::Between(_))).count();
+        call + free
+    }
+
+    /// What is to be evaluated next for a row: nothing once it is complete.
+    fn next(&self, track: &Track, ahead: usize) -> Vec<Evaluation> {
+        if track.closing.is_some() {
+            return Vec::new();
+        }
+        let calls = (track.settled..self.calls.len()).filter(|&call| matches!(self.calls[call].at, Where::Between(_)));
+        calls.map(Evaluation::Call).chain([Evaluation::Closing]).take(ahead).collect()
+    }
+
+    /// What the tokens of all rows and calls stand for, `[rows, calls, lanes, d]` flattened.
+    fn targets(&self, tracks: &[Track], lanes: usize) -> Vec<f64> {
+        let tokens = tracks.iter().flat_map(|track| &track.tokens).flat_map(|tokens| &tokens[..lanes]);
+        self.vocabulary_rows(&tokens.copied().collect::<Vec<_>>())
+    }
+
+    /// The states of one row at every call, and at `T`, on the way to the given targets (`[calls, lanes, d]` flattened).
+    fn states(&self, x0: Vec<f64>, x1: &[f64], guided: bool) -> (Vec<Vec<f64>>, Vec<f64>) {
+        let width = x1.len() / self.calls.len();
+        let mut states = Vec::with_capacity(self.calls.len());
+        let slope = |call: usize, t: f64, x: &[f64]| {
+            states.push(x.to_vec());
+            Ok::<_, Infallible>(self.velocity(&x1[call * width..][..width], x, t, guided))
+        };
+        let Ok(end) = self.integrate(x0, slope, |_, _| ());
+        (states, end)
+    }
+}
