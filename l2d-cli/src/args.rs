@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Watch an embedded model learn to think in more steps: about four minutes, needs nothing.
+    /// Watch an embedded model learn to think in more steps: about three minutes, needs nothing.
     Quickstart(QuickstartArgs),
     /// Finetune a diffusion path (or, with --objective, the model itself).
     Train(TrainArgs),
@@ -76,6 +76,10 @@ pub(crate) struct DecodeArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "T", help_heading = "Diffusion")]
     pub(crate) final_time: Option<f64>,
 
+    /// Whether evaluations wait for one another; the tokens are the same [default: parallel].
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Diffusion")]
+    pub(crate) decode: Option<DecodeKind>,
+
     /// Temperature of the emitted token; 0 = greedy. As in the paper, nothing is truncated or tempered unless a flag says
     /// so: of the model's generation_config.json only the end tokens are used.
     #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "T", help_heading = "Sampling")]
@@ -111,8 +115,14 @@ impl DecodeArgs {
             ("--velocity-temperature", self.velocity_temperature.is_some()),
             ("--cool", self.cool.is_some()),
             ("--final-time", self.final_time.is_some()),
+            ("--decode", self.decode.is_some()),
         ];
         let usage = |flag: &str, reason: &str| Err(CliError::Usage(format!("{flag} {reason}")));
+        let expectation =
+            self.velocity.is_some_and(|kind| !matches!(kind, VelocityKind::Sampled | VelocityKind::Argmax));
+        if has_adapter && expectation && self.decode == Some(DecodeKind::Parallel) {
+            return usage("--decode parallel", "guesses tokens, and an expectation is none: leave the flag out");
+        }
         match given.iter().find(|(_, given)| *given) {
             Some((flag, _)) if !has_adapter => {
                 usage(flag, "means nothing for the plain LM: name a diffusion path with --adapter")
@@ -143,6 +153,15 @@ pub(crate) enum VelocityKind {
     ExpectationNormalised,
     /// The row nearest to the expected embedding.
     ExpectationClamped,
+}
+
+/// How the evaluations of a token are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DecodeKind {
+    /// As many at once as can be guessed (an expectation cannot, and is decoded sequentially).
+    Parallel,
+    /// One after the other.
+    Sequential,
 }
 
 /// The fixed-grid solvers.

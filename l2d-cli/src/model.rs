@@ -10,13 +10,13 @@ use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
-use l2d_infer::decode::{Decoder, Detokenizer, DiffusionParams, TextStream};
+use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
 use l2d_infer::ode::Solver;
 use l2d_infer::sampler::SamplingParams;
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise};
 
-use crate::args::{DecodeArgs, ModelArgs, SolverKind, VelocityKind};
+use crate::args::{DecodeArgs, DecodeKind, ModelArgs, SolverKind, VelocityKind};
 use crate::error::CliError;
 
 /// Everything about a base model but its weights.
@@ -120,11 +120,11 @@ impl<B: Backend> Model<B> {
         asked.unwrap_or_else(|| usual.min(context.saturating_sub(prompt)).max(1))
     }
 
-    /// A decoder that spends `params.evaluations` on each token.
-    pub(crate) fn decoder(&self, params: DiffusionParams) -> Result<Decoder<'_, B>, CliError> {
+    /// A decoder that spends `params.evaluations` on each token, laid out as `mode` says.
+    pub(crate) fn decoder(&self, params: DiffusionParams, mode: DecodeMode) -> Result<Decoder<'_, B>, CliError> {
         self.check(&params)?;
         match self {
-            Self::Joined(model) => Ok(Decoder::new(model, &params.check()?)?),
+            Self::Joined(model) => Ok(Decoder::new(model, &params.check()?)?.with_mode(mode)),
             Self::Plain(lm) => Ok(Decoder::plain(lm)),
         }
     }
@@ -173,6 +173,14 @@ impl DecodeArgs {
                 VelocityKind::ExpectationClamped => expectation(Normalise::ClampToNearest),
             },
             ..DiffusionParams::default()
+        }
+    }
+
+    /// How the evaluations of a token are laid out.
+    pub(crate) fn mode(&self) -> DecodeMode {
+        match self.decode {
+            Some(DecodeKind::Sequential) => DecodeMode::Sequential,
+            Some(DecodeKind::Parallel) | None => DecodeMode::Parallel,
         }
     }
 

@@ -97,6 +97,29 @@ fn the_shipped_adapter_decodes_in_steps_and_fits_its_base() {
 }
 
 #[test]
+fn evaluations_at_once_and_one_after_the_other_give_one_answer() {
+    let adapter = tiny().join("adapter.safetensors");
+    let run = |flags: &[&str]| {
+        let mut command = generate(&tiny());
+        command.arg("--adapter").arg(&adapter).args(["--steps", "15", "--seed", "4"]).args(flags).arg("627*83");
+        let output = command.output().expect("ran");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let figures = String::from_utf8(output.stderr).expect("text");
+        let rounds = figures.split(" in ").find_map(|part| part.split_once(" rounds")).expect("rounds").0;
+        (String::from_utf8(output.stdout).expect("text"), rounds.parse::<f64>().expect("a number"))
+    };
+    let (sequential, rounds) = run(&["--decode", "sequential"]);
+    assert_eq!(rounds, 14.0);
+    let (parallel, rounds) = run(&[]);
+    assert_eq!(parallel, sequential);
+    assert!(rounds < 5.0, "{rounds}");
+    let mut expectation = generate(&tiny());
+    expectation.arg("--adapter").arg(&adapter).args(["--velocity", "expectation", "--decode", "parallel", "1*1"]);
+    expectation.assert().code(2).stderr(contains("--decode parallel"));
+    generate(&tiny()).args(["--decode", "sequential", "x"]).assert().code(2).stderr(contains("--adapter"));
+}
+
+#[test]
 fn steps_without_an_adapter_and_budgets_no_solver_meets_are_explained() {
     generate(&tiny()).args(["--steps", "15", "x"]).assert().code(2).stderr(contains("--adapter"));
     let mut even = generate(&tiny());

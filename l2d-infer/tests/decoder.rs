@@ -8,10 +8,12 @@ use l2d_core::L2d;
 use l2d_core::lm::host_values;
 use l2d_core::parameters::replace_parameters;
 use l2d_infer::decode::{
-    Completion, Detokenizer, Event, FinishReason, Hooks, Lane, Noise, Place, SeededNoise, TextStream,
+    Completion, DecodeMode, Detokenizer, Event, FinishReason, Hooks, Lane, Noise, Place, SeededNoise, TextStream,
 };
 use l2d_infer::ode::Solver;
 use l2d_infer::sampler::{Sampler, SamplingParams};
+use l2d_infer::schedule::TemperatureSchedule;
+use l2d_infer::velocity::{Estimate, Normalise, VelocityForm};
 use l2d_infer::{Decoder, DiffusionParams, Error, GenerationParams, Request, Result};
 use l2d_testkit::models::golden_l2d;
 use l2d_testkit::{Golden, TestBackend};
@@ -78,16 +80,21 @@ fn a_sequence_does_not_notice_its_neighbours() {
         // Stop tokens taken from the output end the rows at different times.
         let stop_tokens = vec![free[0].tokens[3], free[1].tokens[6]];
         let generation = GenerationParams { stop_tokens: stop_tokens.clone(), ..tokens(12) };
-        let together = run(&model, params, generation.clone(), &requests);
+        // How many evaluations are made at once does depend on the batch.
+        let results = |requests: &[Request]| -> Vec<Completion> {
+            let completions = run(&model, params, generation.clone(), requests);
+            completions.into_iter().map(|completion| Completion { rounds: 0, ..completion }).collect()
+        };
+        let together = results(&requests);
         for (request, (completion, free)) in requests.iter().zip(together.iter().zip(&free)) {
-            let alone = run(&model, params, generation.clone(), std::slice::from_ref(request)).remove(0);
+            let alone = results(std::slice::from_ref(request)).remove(0);
             assert_eq!(*completion, alone, "guidance {guidance}, sequence {}", request.sequence);
             let end = free.tokens.iter().position(|token| stop_tokens.contains(token)).map_or(12, |at| at + 1);
             assert_eq!(completion.tokens, free.tokens[..end], "stopping early changes nothing before");
         }
         let mut reversed = requests.clone();
         reversed.reverse();
-        let mut backwards = run(&model, params, generation, &reversed);
+        let mut backwards = results(&reversed);
         backwards.reverse();
         assert_eq!(backwards, together);
         let lengths: Vec<usize> = together.iter().map(|completion| completion.tokens.len()).collect();
@@ -107,6 +114,75 @@ fn seed_and_sequence_decide() {
     assert_ne!(seeded(1, 1), seeded(1, 2));
 }
 
+/// Tokens, evaluations and forward passes in both modes, over several requests one after the other.
+fn both_modes(
+    model: &L2d<B>,
+    params: DiffusionParams,
+    requests: &[Vec<Request>],
+) -> [(Vec<Vec<u32>>, usize, usize); 2] {
+    [DecodeMode::Sequential, DecodeMode::Parallel].map(|mode| {
+        let decoder = Decoder::new(model, &params.check().unwrap()).unwrap().with_mode(mode);
+        let generation = tokens(10).check().unwrap();
+        let completions: Vec<Completion> = requests
+            .iter()
+            .flat_map(|requests| decoder.generate(requests, &generation, Hooks::default()).unwrap())
+            .collect();
+        let passes = completions.iter().map(|completion| completion.passes).sum();
+        let rounds = completions.iter().map(|completion| completion.rounds).sum();
+        (completions.into_iter().map(|completion| completion.tokens).collect(), passes, rounds)
+    })
+}
+
+#[test]
+fn evaluations_at_once_change_no_token() {
+    let cooling = TemperatureSchedule::Polynomial { power: 1.0, end: 0.6 };
+    let estimates = [Estimate::default(), Estimate::Sampled { schedule: cooling }, Estimate::Argmax];
+    for file in ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full", "l2d_llama_guidance"] {
+        let model = model(file);
+        let has_classes = model.path.config.no_class().is_some();
+        let class =
+            |i: u64| (has_classes && i % 3 != 2).then_some(i as usize % 3 % model.path.config.classes.len().max(1));
+        let ask = |length, i: u64| Request { class: class(i), ..request(length, i) };
+        let requests = [vec![ask(5, 0)], vec![ask(9, 1), ask(4, 2), ask(7, 3)]];
+        let mut saved = 0;
+        for solver in Solver::ALL {
+            for (estimate, guidance, velocity, final_t) in
+                estimates.map(|estimate| (estimate, 1.0, VelocityForm::Constant, 1.0)).into_iter().chain([
+                    (Estimate::default(), 2.5, VelocityForm::Constant, 0.9),
+                    (Estimate::Argmax, 0.0, VelocityForm::Edm, 0.5),
+                ])
+            {
+                if guidance != 1.0 && !has_classes {
+                    continue;
+                }
+                let params = DiffusionParams {
+                    evaluations: 4 * solver.tableau().stages() + 1,
+                    solver,
+                    final_t,
+                    estimate,
+                    velocity,
+                    guidance,
+                };
+                let [sequential, parallel] = both_modes(&model, params, &requests);
+                assert_eq!(parallel.0, sequential.0, "{file} {params:?}");
+                assert_eq!(parallel.1, sequential.1, "{file} {params:?}: evaluations that count");
+                assert!(parallel.2 <= sequential.2, "{file} {params:?}: {} rounds of {}", parallel.2, sequential.2);
+                saved += sequential.2 - parallel.2;
+            }
+        }
+        assert!(saved > 0, "{file}: no guess was ever right");
+    }
+}
+
+#[test]
+fn an_expectation_is_decoded_sequentially() {
+    let estimate =
+        Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise: Normalise::ClampToNearest };
+    let [sequential, parallel] =
+        both_modes(&model("l2d_llama_lora"), diffusion(|p| p.estimate = estimate), &[vec![request(5, 0)]]);
+    assert_eq!(sequential, parallel);
+}
+
 #[test]
 fn guidance_at_strength_one_is_the_class_alone() {
     let model = model("l2d_llama_guidance");
@@ -115,6 +191,7 @@ fn guidance_at_strength_one_is_the_class_alone() {
         let request = Request { class, ..classed.clone() };
         let mut probe = Probe::default();
         let decoder = Decoder::new(&model, &diffusion(|p| p.guidance = guidance).check().unwrap()).unwrap();
+        let decoder = decoder.with_mode(DecodeMode::Sequential);
         let hooks = Hooks { noise: Some(&mut probe), ..Hooks::default() };
         let completion = decoder.generate(&[request], &tokens(1).check().unwrap(), hooks).unwrap().remove(0);
         (probe.logits.remove(0), probe.lanes, completion.passes)
@@ -283,6 +360,7 @@ fn a_caller_may_call_it_off_between_tokens_and_within_one() {
     assert_eq!((cut.finish, &cut.tokens[..]), (FinishReason::Cancelled, &whole.tokens[..4]));
 
     static WITHIN: AtomicBool = AtomicBool::new(false);
+    let decoder = decoder.with_mode(DecodeMode::Sequential);
     // Six draws a token: the flag goes up in the middle of the third.
     let mut probe = Probe { raise: Some((15, &WITHIN)), ..Probe::default() };
     let hooks = Hooks { noise: Some(&mut probe), cancel: Some(&WITHIN), ..Hooks::default() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use l2d_core::L2d;
-use l2d_infer::decode::{FinishReason, Hooks, Lane, Noise, Place};
+use l2d_infer::decode::{DecodeMode, FinishReason, Hooks, Lane, Noise, Place};
 use l2d_infer::ode::FixedGrid;
 use l2d_infer::sampler::{Sampler, SamplingParams};
 use l2d_infer::velocity::Estimate;
@@ -58,7 +58,7 @@ fn recorded_grid(golden: &Golden) -> FixedGrid {
     FixedGrid::new(solver.parse().expect(note), points.parse().expect(note), 1.0).expect(note)
 }
 
-fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str) {
+fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str, mode: DecodeMode) {
     let tokens = golden.get(&format!("{name}/tokens"));
     let logits = golden.get(&format!("{name}/logits"));
     let (steps, vocab) = (tokens.shape[1], logits.shape[2]);
@@ -85,6 +85,7 @@ fn check(file: &str, golden: &Golden, model: &L2d<B>, name: &str) {
         Some(_) => Decoder::new(model, &params.check().unwrap()).unwrap(),
         None => Decoder::new(model, &DiffusionParams { evaluations: 1, ..params }.check().unwrap()).unwrap(),
     };
+    let decoder = decoder.with_mode(mode);
     let generation = GenerationParams {
         max_tokens: steps,
         sampling: SamplingParams::greedy(),
@@ -126,7 +127,9 @@ fn parity_decoding() {
         let (lm, path) = golden_l2d(&golden, &Default::default());
         let model = L2d { lm, path };
         for name in ["decode/equal_ar", "decode/equal_argmax", "decode/ragged_ar", "decode/ragged_argmax"] {
-            check(file, &golden, &model, name);
+            for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
+                check(file, &golden, &model, name, mode);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use l2d_core::L2d;
 use l2d_core::lm::{KvCache, host_values};
-use l2d_infer::decode::{Diffuser, Lane, Positions};
+use l2d_infer::decode::{DecodeMode, Diffuser, Lane, Positions};
 use l2d_infer::ode::Solver;
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise, VelocityForm};
@@ -90,12 +90,13 @@ fn settings(case: &Value) -> Option<DiffusionParams> {
 }
 
 /// Every call of the reference is one of ours; ours at `t = 0` and `t >= 1` cost no pass.
-fn compare(file: &str, fixture: &Fixture, case: &Value) {
+fn compare(file: &str, fixture: &Fixture, case: &Value, mode: DecodeMode) {
     let tag = text(case, "tag");
     let params = settings(case).expect("a fixed grid");
     let slots = vec![vec![fixture.tokens[0].len() - 1]; fixture.tokens.len()];
     let (cache, hidden) = fixture.main_pass(&slots);
     let diffuser = Diffuser::new(&fixture.model, &params.check().unwrap()).unwrap().expect("more than one evaluation");
+    let diffuser = diffuser.with_mode(mode);
     let classes = if tag.starts_with("noclass") { vec![None; fixture.classes.len()] } else { fixture.classes.clone() };
     let conditions = diffuser.conditions(&classes).unwrap();
     let draws =
@@ -115,7 +116,7 @@ fn compare(file: &str, fixture: &Fixture, case: &Value) {
         )
         .unwrap()
         .expect("not stopped");
-    let what = format!("{file} {tag}");
+    let what = format!("{file} {tag} {mode:?}");
     let golden = |part: &str| fixture.golden.get(&format!("traj/{tag}/{part}"));
     let times = diffuser.grid().slope_times();
     assert_eq!(times.len(), golden("times").values.len(), "{what}: slope calls");
@@ -145,7 +146,9 @@ fn parity_trajectories() {
         for case in fixture.golden.info["trajectories"].as_array().expect("a list") {
             let recorded = case["method"].is_string() && fixture.golden.has(&format!("traj/{}/x", text(case, "tag")));
             if recorded && settings(case).is_some() {
-                compare(file, &fixture, case);
+                for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
+                    compare(file, &fixture, case, mode);
+                }
                 compared += usize::from(case["robust"].as_bool() == Some(true));
             }
         }

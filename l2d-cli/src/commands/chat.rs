@@ -21,7 +21,7 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
     let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
     text.template()?;
     let mut steps = args.steps.unwrap_or_else(|| model.default_steps());
-    let mut decoder = model.decoder(args.decode.diffusion(steps))?;
+    let mut decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
     let cancel = on_interrupt()?;
     let opening: Vec<Message> = args.system.iter().map(Message::system).collect();
     let mut messages = opening.clone();
@@ -43,12 +43,9 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
                 continue;
             }
             ("/steps", number) => {
-                match number
-                    .trim()
-                    .parse()
-                    .map_err(|e| CliError::Usage(format!("/steps {number}: {e}")))
-                    .and_then(|n| model.decoder(args.decode.diffusion(n)).map(|decoder| (n, decoder)))
-                {
+                match number.trim().parse().map_err(|e| CliError::Usage(format!("/steps {number}: {e}"))).and_then(
+                    |n| model.decoder(args.decode.diffusion(n), args.decode.mode()).map(|decoder| (n, decoder)),
+                ) {
                     Ok((n, new)) => (steps, decoder) = (n, new),
                     Err(error) => eprintln!("{error}"),
                 }

@@ -76,7 +76,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, threads: usize) -> Result<(), Cli
                 }),
             };
             let mut generator = ModelGenerator {
-                decoder: model.decoder(params)?,
+                decoder: model.decoder(params, args.decode.mode())?,
                 text: &text,
                 sampling: args.decode.sampling(),
                 cancel: &cancel,

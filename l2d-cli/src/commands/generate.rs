@@ -24,7 +24,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
         text.prompt(&system.chain([Message::user(prompt)]).collect::<Vec<_>>())?
     };
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
-    let decoder = model.decoder(args.decode.diffusion(steps))?;
+    let decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
     let generation = GenerationParams {
         max_tokens: model.room(args.max_tokens, 256, tokens.len()),
         seed: args.decode.seed,
@@ -62,9 +62,14 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
             0 | 1 => String::new(),
             _ => format!(", {:.1} tokens/s", (tokens - 1) as f64 / (end - first).as_secs_f64()),
         };
+        // How many forward passes the evaluations of a token took on average.
+        let rounds = match completion.rounds {
+            0 => String::new(),
+            rounds => format!(" in {:.1} rounds", rounds as f64 / tokens as f64),
+        };
         eprintln!(
             "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {steps} evaluation{} \
-             each{speed}; {}]",
+             each{rounds}{speed}; {}]",
             (first - start).as_secs_f64(),
             if steps == 1 { "" } else { "s" },
             describe(&completion.finish),

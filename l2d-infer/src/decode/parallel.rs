@@ -51,12 +51,13 @@ impl<B: Backend> Diffuser<'_, B> {
     ) -> Result<Option<Diffused<B>>> {
         let (rows, lanes, d) = (positions.hidden.dims()[0], conditions.lanes(), self.dim());
         // As a sequential decoder would draw: `lane` is 1 for guidance's second velocity.
-        let mut token = |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, self.calls[call].temperature) {
-            (1, _) if !conditions.guided[row] => Ok(0),
-            (_, temperature) if temperature <= COLDEST => argmax(logits),
-            (0, temperature) => draw(row, call, Lane::Class, logits, temperature),
-            (_, temperature) => draw(row, call, Lane::NoClass, logits, temperature),
-        };
+        let mut token =
+            |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, self.calls[call].temperature) {
+                (1, _) if !conditions.guided[row] => Ok(0),
+                (_, temperature) if temperature <= COLDEST => argmax(logits),
+                (0, temperature) => draw(row, call, Lane::Class, logits, temperature),
+                (_, temperature) => draw(row, call, Lane::NoClass, logits, temperature),
+            };
 
         // The base LM's logits are those at t = 0, and the first guess everywhere.
         let base = host_values(self.model.lm.logits(positions.hidden.clone()));
@@ -146,7 +147,8 @@ impl<B: Backend> Diffuser<'_, B> {
                 if let Some(&Evaluation::Call(last)) = planned.last() {
                     for call in last + 1..self.calls.len() {
                         for lane in 0..lanes {
-                            track.tokens[call][lane] = token(row, call, lane, newest).unwrap_or(track.tokens[call][lane]);
+                            track.tokens[call][lane] =
+                                token(row, call, lane, newest).unwrap_or(track.tokens[call][lane]);
                         }
                     }
                 }
