@@ -51,6 +51,29 @@ pub(crate) struct ModelArgs {
     /// The trained diffusion path; without it the model is the plain LM.
     #[arg(long, value_name = "FILE")]
     pub(crate) adapter: Option<PathBuf>,
+
+    /// Number format of the base's weights in memory, on the CPU [default: stored].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) weights: Option<WeightsKind>,
+}
+
+/// Number formats of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsKind {
+    /// As the file stores them, nothing rounded: 16-bit floats, Q4_0, Q4_1 and Q8_0 blocks, anything else as f32.
+    Stored,
+    /// 32 bits a weight.
+    F32,
+    /// 16 bits, bfloat16; rounds what is finer.
+    Bf16,
+    /// 16 bits, half precision; rounds what is finer.
+    F16,
+    /// 8.5 bits in blocks of 32; rounds what is finer.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 5 bits in blocks of 32; rounds what is finer.
+    #[value(name = "q4_1")]
+    Q4_1,
 }
 
 /// How tokens are diffused and drawn.

@@ -54,6 +54,11 @@ impl BackendKind {
         }
     }
 
+    /// Whether tensors lie in the memory of the processor.
+    pub(crate) fn is_cpu(self) -> bool {
+        matches!(self, Self::Flex | Self::Ndarray)
+    }
+
     /// Threads that decode parts of a batch beside one another. The CPU backends compute the thin products of decoding on
     /// one thread each; a GPU is fed from one.
     pub(crate) fn decode_threads(self) -> usize {

@@ -41,9 +41,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, threads)),
         Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args)),
-        Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args)),
-        Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args)),
-        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, threads)),
+        Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
+        Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
+        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
         Command::Inspect(args) => commands::inspect::run(&args),
     }
 }

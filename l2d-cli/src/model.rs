@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
+use clap::ValueEnum;
 use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
+use l2d_core::cpu::WeightFormat;
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
@@ -16,7 +18,8 @@ use l2d_infer::sampler::SamplingParams;
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise};
 
-use crate::args::{DecodeArgs, DecodeKind, ModelArgs, SolverKind, VelocityKind};
+use crate::args::{DecodeArgs, DecodeKind, ModelArgs, SolverKind, VelocityKind, WeightsKind};
+use crate::backend::BackendKind;
 use crate::error::CliError;
 
 /// Everything about a base model but its weights.
@@ -95,14 +98,57 @@ pub(crate) enum Model<B: Backend> {
 
 impl<B: Backend> Model<B> {
     /// Loads what the arguments name, once it is clear that `decode` makes sense for it.
-    pub(crate) fn load(args: &ModelArgs, decode: &DecodeArgs, device: &B::Device) -> Result<(Self, Text), CliError> {
+    pub(crate) fn load(
+        args: &ModelArgs,
+        decode: &DecodeArgs,
+        backend: BackendKind,
+        device: &B::Device,
+    ) -> Result<(Self, Text), CliError> {
         decode.check(args.adapter.is_some())?;
-        let (lm, text) = load_base::<B>(&args.model, device)?;
-        let model = match &args.adapter {
+        if !backend.is_cpu() {
+            if let Some(weights) = args.weights {
+                return Err(CliError::Usage(format!(
+                    "--weights {} is for the CPU backends; on {} weights are f32",
+                    weights.name(),
+                    backend.name()
+                )));
+            }
+            let (lm, text) = load_base::<B>(&args.model, device)?;
+            return Ok((Self::join(args, lm)?, text));
+        }
+        let checkpoint = Checkpoint::open(&args.model)?;
+        let text = Text::of(&checkpoint);
+        let (config, tensors) = (&checkpoint.config, checkpoint.tensors.as_ref());
+        let format = match args.weights.unwrap_or(WeightsKind::Stored) {
+            WeightsKind::Stored => None,
+            WeightsKind::F32 => Some(WeightFormat::F32),
+            WeightsKind::Bf16 => Some(WeightFormat::Bf16),
+            WeightsKind::F16 => Some(WeightFormat::F16),
+            WeightsKind::Q8_0 => Some(WeightFormat::Q8_0),
+            WeightsKind::Q4_1 => Some(WeightFormat::Q4_1),
+        };
+        let Some(format) = format else {
+            let lm = Lm::load_packed(config, tensors, device)?.no_grad();
+            return Ok((Self::join(args, lm)?.packed(WeightFormat::F32), text));
+        };
+        // The adapter belongs to the weights before they are rounded.
+        let lm = Lm::load(config, tensors, device)?.no_grad();
+        Ok((Self::join(args, lm)?.packed(format), text))
+    }
+
+    fn join(args: &ModelArgs, lm: Lm<B>) -> Result<Self, CliError> {
+        Ok(match &args.adapter {
             None => Self::Plain(Box::new(lm)),
             Some(file) => Self::Joined(Box::new(L2d { path: load_adapter(file, &lm)?, lm })),
-        };
-        Ok((model, text))
+        })
+    }
+
+    /// The same with all weights packed; those that are keep their format.
+    fn packed(self, format: WeightFormat) -> Self {
+        match self {
+            Self::Plain(lm) => Self::Plain(Box::new(lm.packed(format))),
+            Self::Joined(model) => Self::Joined(Box::new(model.packed(format))),
+        }
     }
 
     /// The base LM.
@@ -147,6 +193,12 @@ impl<B: Backend> Model<B> {
             Self::Plain(_) => 1,
             Self::Joined(_) => 15,
         }
+    }
+}
+
+impl WeightsKind {
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod corruption;
+pub mod cpu;
 pub mod diffusion;
 pub mod error;
 pub mod init;

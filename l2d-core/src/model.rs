@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::cpu::WeightFormat;
 use crate::diffusion::{DiffusionPath, Modulation, merge};
 use crate::lm::{AttentionPlan, KvCache, Lm};
 
@@ -16,6 +17,11 @@ pub struct L2d<B: Backend> {
 }
 
 impl<B: Backend> L2d<B> {
+    /// The same model for decoding on a CPU: see [`Lm::packed`]. The path stays in f32.
+    pub fn packed(self, format: WeightFormat) -> Self {
+        Self { lm: self.lm.packed(format), path: self.path.packed() }
+    }
+
     /// Logits `[rows, V]` of the joined model for diffusion tokens `x_t: [rows, d]` at the rows of `plan`
     /// (`rows = batch * plan.rows()`, sequence-major).
     ///

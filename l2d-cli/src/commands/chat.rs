@@ -8,6 +8,7 @@ use l2d_core::text::Message;
 use l2d_infer::decode::{Completion, Decoder, Event, FinishReason, GenerationParams, Hooks, Request};
 
 use crate::args::ChatArgs;
+use crate::backend::BackendKind;
 use crate::commands::generate::describe;
 use crate::error::CliError;
 use crate::model::{Model, Text, on_interrupt};
@@ -16,9 +17,9 @@ use crate::output::say;
 const HELP: &str = "/steps N  evaluations per token · /reset  forget the conversation · /exit  (or end of input) leave";
 
 /// Runs the command: prompts on stderr, answers on stdout, until the input ends. Ctrl-C cuts an answer short.
-pub(crate) fn run<B: Backend>(args: &ChatArgs) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(), CliError> {
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     text.template()?;
     let mut steps = args.steps.unwrap_or_else(|| model.default_steps());
     let mut decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;

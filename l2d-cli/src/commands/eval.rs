@@ -13,6 +13,7 @@ use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, RowLength, RunSetting
 use serde_json::{Value, json};
 
 use crate::args::EvalArgs;
+use crate::backend::BackendKind;
 use crate::error::CliError;
 use crate::generator::{ModelGenerator, messages};
 use crate::model::{Model, Text, on_interrupt};
@@ -23,14 +24,14 @@ use crate::progress::EvalProgress;
 const MAX_ROW_TOKENS: usize = 2048;
 
 /// Runs the command. Finished samples are in a journal, so the same command goes on where it was stopped. A batch is decoded
-/// in at most `threads` threads.
-pub(crate) fn run<B: Backend>(args: &EvalArgs, threads: usize) -> Result<(), CliError> {
+/// in at most as many threads as the backend decodes with.
+pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
     let mut tasks = args.tasks.iter().map(|name| by_name(name)).collect::<Result<Vec<_>, _>>()?;
     if let Some(tokens) = args.max_tokens {
         tasks.iter_mut().for_each(|task| task.set_max_new_tokens(tokens));
     }
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     let usual = match &args.model.adapter {
         Some(_) => vec![1, model.default_steps()],
         None => vec![1],
@@ -80,7 +81,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, threads: usize) -> Result<(), Cli
                 text: &text,
                 sampling: args.decode.sampling(),
                 cancel: &cancel,
-                threads,
+                threads: backend.decode_threads(),
             };
             let mut progress = EvalProgress::new(format!("{} at {steps}", task.name()));
             let result = evaluation.run(&settings, &mut generator, Some(&mut journal), &mut progress, &cancel)?;

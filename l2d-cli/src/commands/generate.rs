@@ -8,14 +8,15 @@ use l2d_core::text::Message;
 use l2d_infer::decode::{Event, FinishReason, GenerationParams, Hooks, Request};
 
 use crate::args::GenerateArgs;
+use crate::backend::BackendKind;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
 
 /// Runs the command. The answer streams to stdout; a line of figures goes to stderr.
-pub(crate) fn run<B: Backend>(args: &GenerateArgs) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Result<(), CliError> {
     let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     let prompt = prompt(&args.prompt)?;
     let tokens = if args.raw {
         text.raw(&prompt)?

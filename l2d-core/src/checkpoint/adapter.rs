@@ -53,8 +53,8 @@ impl BaseFingerprint {
         add(sample(lm.embedding.val()));
         add(host_values(lm.final_norm.weight.val()));
         for block in lm.blocks.first().into_iter().chain(lm.blocks.last()) {
-            add(sample(block.query.weight.val()));
-            add(sample(block.mlp.down.weight.val()));
+            add(sample(block.query.dense()));
+            add(sample(block.mlp.down.dense()));
             add(host_values(block.attention_norm.weight.val()));
         }
         let weights = hex(&hash.finalize());

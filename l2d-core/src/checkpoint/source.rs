@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::cpu::Blocks;
 use crate::error::Result;
 
 /// Named tensors in Hugging Face's names, shapes (`[out, in]` for a linear layer) and row order, read one at a time.
@@ -20,4 +21,10 @@ pub trait TensorSource {
 
     /// Reads one tensor, row-major, converted or dequantised to f32. Errors when it is missing or its bytes are damaged.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+
+    /// A matrix in the quantised blocks in which it is stored, where the CPU's decoding kernels can multiply those; `None`
+    /// for any other format. Errors as [`TensorSource::read_f32`].
+    fn read_blocks(&self, _name: &str) -> Result<Option<Blocks>> {
+        Ok(None)
+    }
 }

@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::Variant;
+use crate::cpu::WeightFormat;
 use crate::init;
 use crate::lm::{Linear, Lora};
 
@@ -24,10 +25,10 @@ impl<B: Backend> AdaptedLinear<B> {
     /// A fresh version of `base`.
     pub fn init(base: &Linear<B>, variant: Variant, rng: &mut ChaCha8Rng) -> Self {
         let [inputs, outputs] = base.shape();
-        let device = base.weight.val().device();
+        let device = base.weight.val().device(); // of the empty tensor too, where the base is packed
         match variant {
             Variant::Lora { rank, alpha } => Self::Lora(Lora::init(inputs, outputs, rank, alpha, rng, &device)),
-            Variant::Full => Self::Own(Linear::new(base.weight.val(), base.bias.as_ref().map(|bias| bias.val()))),
+            Variant::Full => Self::Own(Linear::new(base.dense(), base.bias.as_ref().map(|bias| bias.val()))),
             Variant::Scratch => Self::Own(Linear::new(
                 init::xavier_uniform(inputs, outputs, rng, &device),
                 base.bias.as_ref().map(|_| Tensor::zeros([outputs], &device)),
@@ -35,9 +36,19 @@ impl<B: Backend> AdaptedLinear<B> {
         }
     }
 
+    /// The same layer with its weights packed for the CPU's decoding kernels.
+    pub fn packed(self) -> Self {
+        match self {
+            Self::Lora(lora) => Self::Lora(lora.packed()),
+            Self::Own(own) => Self::Own(own.packed(WeightFormat::F32)),
+        }
+    }
+
     /// `x: [rows, in]` to `[rows, out]`; `base` is the frozen layer this one is a version of.
     pub fn forward(&self, x: Tensor<B, 2>, base: &Linear<B>) -> Tensor<B, 2> {
         match self {
+            // A base that is itself adapted keeps its own correction.
+            Self::Lora(lora) if base.lora.is_none() => base.forward_adapted(x, Some(lora)),
             Self::Lora(lora) => base.forward(x.clone()) + lora.forward(x),
             Self::Own(own) => own.forward(x),
         }

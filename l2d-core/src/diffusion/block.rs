@@ -44,6 +44,18 @@ impl<B: Backend> DiffusionBlock<B> {
         }
     }
 
+    /// The same block with what every evaluation multiplies packed for the CPU's decoding kernels.
+    pub fn packed(self) -> Self {
+        Self {
+            query: self.query.packed(),
+            output: self.output.packed(),
+            gate: self.gate.packed(),
+            up: self.up.packed(),
+            down: self.down.packed(),
+            ..self
+        }
+    }
+
     /// `z: [rows, H]`, same shape out. `keys` and `values` are the main path's for this block,
     /// `[batch, kv_heads, slots, head_dim]`; `plan` says where the rows sit.
     pub fn forward(

@@ -51,6 +51,13 @@ impl<B: Backend> DiffusionPath<B> {
         }
     }
 
+    /// The same path with what every evaluation multiplies packed for the CPU's decoding kernels ([`crate::cpu`]), in f32.
+    /// What is computed once for a grid of times stays dense.
+    pub fn packed(self) -> Self {
+        let blocks = self.blocks.into_iter().map(DiffusionBlock::packed).collect();
+        Self { translation: self.translation.packed(), blocks, ..self }
+    }
+
     /// `tau(t, class)`: `[rows, c]`. `classes[i]` indexes the class table; without `classes` every row is "no class".
     ///
     /// # Panics

@@ -7,6 +7,7 @@ use burn::tensor::backend::Backend;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::DiffusionConfig;
+use crate::cpu::WeightFormat;
 use crate::lm::Linear;
 
 /// `Linear(d -> d), SiLU, Linear(d -> H)`.
@@ -25,6 +26,11 @@ impl<B: Backend> Translation<B> {
             inner: Linear::xavier(config.dim, config.translation_hidden, rng, device),
             outer: Linear::xavier(config.translation_hidden, hidden, rng, device),
         }
+    }
+
+    /// The same layers with their weights packed for the CPU's decoding kernels.
+    pub fn packed(self) -> Self {
+        Self { inner: self.inner.packed(WeightFormat::F32), outer: self.outer.packed(WeightFormat::F32) }
     }
 
     /// `x_t` rescaled to unit variance, `[rows, d]`, to `[rows, H]`.

@@ -9,6 +9,7 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
+use crate::cpu::WeightFormat;
 
 /// `x += O(attend(rope(Q(n_a(x))), rope(K), V))`, then `x += MLP(n_m(x))`.
 #[derive(Module, Debug)]
@@ -30,6 +31,18 @@ pub struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
+    /// The same block with its weights packed for the CPU's decoding kernels.
+    pub fn packed(self, format: WeightFormat) -> Self {
+        Self {
+            query: self.query.packed(format),
+            key: self.key.packed(format),
+            value: self.value.packed(format),
+            output: self.output.packed(format),
+            mlp: self.mlp.packed(format),
+            ..self
+        }
+    }
+
     /// `x: [batch * rows, H]`, same shape out; appends this block's keys and values to the cache.
     pub fn forward(
         &self,

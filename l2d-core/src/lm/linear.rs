@@ -1,28 +1,32 @@
 //! A linear layer and its low-rank adaptation.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
+use crate::cpu::{LowRank, PackedMatrix, WeightFormat, host_rows};
 use crate::init;
 
 /// `y = x W + b`, with `W` stored `[in, out]` and contiguous: the layout in which every backend multiplies few rows
-/// fastest.
+/// fastest. For decoding on a CPU the weight may be packed instead (see [`Linear::packed`]).
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    /// `[in, out]`.
+    /// `[in, out]`; empty where the weight is packed.
     pub weight: Param<Tensor<B, 2>>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// Low-rank adaptation of this layer, when the base LM itself is finetuned with LoRA.
     pub lora: Option<Lora<B>>,
+    /// The weight in the layout of the CPU's decoding kernels, in the place of the dense one. Has no gradient.
+    #[module(skip)]
+    packed: Option<PackedMatrix>,
 }
 
 impl<B: Backend> Linear<B> {
     /// A layer with the given weights, `weight: [in, out]`, `bias: [out]`.
     pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
-        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), lora: None }
+        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), lora: None, packed: None }
     }
 
     /// Xavier-uniform weights and zero biases.
@@ -30,22 +34,71 @@ impl<B: Backend> Linear<B> {
         Self::new(init::xavier_uniform(inputs, outputs, rng, device), Some(Tensor::zeros([outputs], device)))
     }
 
+    /// A layer with a packed weight, `bias: [out]`.
+    pub fn from_packed(weight: PackedMatrix, bias: Option<Tensor<B, 1>>, device: &B::Device) -> Self {
+        Self { packed: Some(weight), ..Self::new(Tensor::zeros([0, 0], device), bias) }
+    }
+
+    /// The same layer with its weight packed, the dense one dropped. A packed layer stays as it is.
+    pub fn packed(self, format: WeightFormat) -> Self {
+        let lora = self.lora.map(Lora::packed);
+        if self.packed.is_some() {
+            return Self { lora, ..self };
+        }
+        let dense = self.weight.val();
+        let (device, [inputs, outputs]) = (dense.device(), dense.dims());
+        let packed = PackedMatrix::from_columns(&host_rows(dense), inputs, outputs, format);
+        Self { lora, bias: self.bias, ..Self::from_packed(packed, None, &device) }
+    }
+
+    /// The weight as a dense tensor, `[in, out]`; unpacked where it is packed.
+    pub fn dense(&self) -> Tensor<B, 2> {
+        match &self.packed {
+            None => self.weight.val(),
+            Some(packed) => {
+                let values = TensorData::new(packed.dense(), self.shape());
+                Tensor::from_data(values, &self.weight.val().device())
+            }
+        }
+    }
+
     /// `x: [rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let adapted = self.lora.as_ref().map(|lora| lora.forward(x.clone()));
-        let mut y = x.matmul(self.weight.val());
-        if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze();
-        }
-        match adapted {
-            Some(delta) => y + delta,
+        self.forward_adapted(x, self.lora.as_ref())
+    }
+
+    /// [`Linear::forward`] with `lora` in the place of the layer's own.
+    pub(crate) fn forward_adapted(&self, x: Tensor<B, 2>, lora: Option<&Lora<B>>) -> Tensor<B, 2> {
+        let Some(weight) = &self.packed else {
+            let base = self.without_lora(x.clone());
+            return match lora {
+                Some(lora) => base + lora.forward(x),
+                None => base,
+            };
+        };
+        let (device, x) = (x.device(), x.into_data());
+        let rows = x.shape[0];
+        let bias = self.bias.as_ref().map(|bias| host_rows(bias.val()));
+        let x = x.as_slice::<f32>().expect("packed weights take f32");
+        let low_rank = lora.map(|lora| lora.low_rank().expect("packed with its layer"));
+        let y = weight.multiply_adapted(x, low_rank, bias.as_deref());
+        Tensor::from_data(TensorData::new(y, [rows, weight.outputs()]), &device)
+    }
+
+    fn without_lora(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let y = x.matmul(self.weight.val());
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
             None => y,
         }
     }
 
     /// `[in, out]`.
     pub fn shape(&self) -> [usize; 2] {
-        self.weight.shape().dims()
+        match &self.packed {
+            Some(packed) => [packed.inputs(), packed.outputs()],
+            None => self.weight.shape().dims(),
+        }
     }
 }
 
@@ -58,6 +111,9 @@ pub struct Lora<B: Backend> {
     pub b: Param<Tensor<B, 2>>,
     /// `alpha / r`.
     pub scale: f64,
+    /// `A` and `B` in the layout of the CPU's decoding kernels, beside the dense ones.
+    #[module(skip)]
+    packed: Option<(PackedMatrix, PackedMatrix)>,
 }
 
 impl<B: Backend> Lora<B> {
@@ -74,7 +130,23 @@ impl<B: Backend> Lora<B> {
             a: Param::from_tensor(init::normal([inputs, rank], 1.0 / rank as f64, rng, device)),
             b: Param::from_tensor(Tensor::zeros([rank, outputs], device)),
             scale: alpha / rank as f64,
+            packed: None,
         }
+    }
+
+    /// The same correction, packed as well.
+    pub fn packed(self) -> Self {
+        let pack = |factor: &Param<Tensor<B, 2>>| {
+            let dense = factor.val();
+            let [inputs, outputs] = dense.dims();
+            PackedMatrix::from_columns(&host_rows(dense), inputs, outputs, WeightFormat::F32)
+        };
+        let packed = self.packed.unwrap_or_else(|| (pack(&self.a), pack(&self.b)));
+        Self { packed: Some(packed), ..self }
+    }
+
+    fn low_rank(&self) -> Option<LowRank<'_>> {
+        self.packed.as_ref().map(|(a, b)| LowRank { a, b, scale: self.scale as f32 })
     }
 
     /// The correction alone: `x: [rows, in]` to `[rows, out]`.

@@ -6,6 +6,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 
 use super::linear::Linear;
+use crate::cpu::WeightFormat;
 
 /// `Down( SiLU(Gate(x)) * Up(x) )`.
 #[derive(Module, Debug)]
@@ -19,6 +20,11 @@ pub struct Mlp<B: Backend> {
 }
 
 impl<B: Backend> Mlp<B> {
+    /// The same layers with their weights packed for the CPU's decoding kernels.
+    pub fn packed(self, format: WeightFormat) -> Self {
+        Self { gate: self.gate.packed(format), up: self.up.packed(format), down: self.down.packed(format) }
+    }
+
     /// `x: [rows, H]`, same shape out.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let gated = silu(self.gate.forward(x.clone())) * self.up.forward(x);

@@ -10,7 +10,9 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::rope::Rope;
+use super::weights::host_values;
 use crate::config::LmConfig;
+use crate::cpu::{PackedMatrix, WeightFormat};
 
 /// A decoder-only language model.
 #[derive(Module, Debug)]
@@ -76,6 +78,22 @@ impl<B: Backend> Lm<B> {
             Some(head) => head.forward(normed),
             None => normed.matmul(self.embedding.val().transpose()),
         }
+    }
+
+    /// The same model with its weights packed for the CPU's decoding kernels ([`crate::cpu`]), matrix by matrix, each dense
+    /// one dropped before the next. Embeddings and norms stay as they are. For inference: packed weights have no gradient.
+    pub fn packed(self, format: WeightFormat) -> Self {
+        let device = self.device();
+        let blocks = self.blocks.into_iter().map(|block| block.packed(format)).collect();
+        let head = match self.head {
+            Some(head) => head.packed(format),
+            None => {
+                let [vocab, hidden] = self.embedding.shape().dims();
+                let table = host_values(self.embedding.val());
+                Linear::from_packed(PackedMatrix::from_rows(&table, vocab, hidden, format), None, &device)
+            }
+        };
+        Self { blocks, head: Some(head), ..self }
     }
 
     /// The plan of diffusion or probe rows at the given slots of a cache (equally many per sequence).

@@ -15,6 +15,7 @@ use super::norm::RmsNorm;
 use super::rope::Rope;
 use crate::checkpoint::TensorSource;
 use crate::config::LmConfig;
+use crate::cpu::{PackedMatrix, WeightFormat};
 use crate::error::{Error, Result};
 use crate::init;
 
@@ -41,8 +42,27 @@ impl<B: Backend> Lm<B> {
     /// # Errors
     /// A tensor is missing, has another shape than the config implies, cannot be read, or has no place in the model.
     pub fn load(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
-        let mut loader =
-            Loader { source, used: BTreeSet::new(), device: device.clone(), _backend: std::marker::PhantomData::<B> };
+        Self::load_with(config, source, device, false)
+    }
+
+    /// [`Lm::load`] with weights packed for the CPU's decoding kernels ([`crate::cpu`]) in the format in which the checkpoint
+    /// stores them, so that nothing is rounded: 16-bit floats and the blocks of Q4_0, Q4_1 and Q8_0 as they are, anything
+    /// else in f32. Embeddings and norms are f32.
+    ///
+    /// # Errors
+    /// As [`Lm::load`].
+    pub fn load_packed(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
+        Self::load_with(config, source, device, true)
+    }
+
+    fn load_with(config: &LmConfig, source: &dyn TensorSource, device: &B::Device, packed: bool) -> Result<Self> {
+        let mut loader = Loader {
+            source,
+            packed,
+            used: BTreeSet::new(),
+            device: device.clone(),
+            _backend: std::marker::PhantomData::<B>,
+        };
         let (hidden, query, kv) = (config.hidden_size, config.query_size(), config.kv_size());
         let blocks = (0..config.num_layers)
             .map(|i| {
@@ -142,8 +162,8 @@ impl<B: Backend> Lm<B> {
         let matrix = |name: String, linear: &Linear<B>| {
             let [inputs, outputs] = linear.shape();
             let weight = match &linear.lora {
-                Some(lora) => linear.weight.val() + lora.delta(),
-                None => linear.weight.val(),
+                Some(lora) => linear.dense() + lora.delta(),
+                None => linear.dense(),
             };
             let values = transposed(&host_values(weight), inputs, outputs);
             HostTensor { name: format!("{name}.weight"), shape: vec![outputs, inputs], values }
@@ -190,6 +210,8 @@ impl<B: Backend> Lm<B> {
 /// Reads tensors, checks their shapes and remembers which were used.
 struct Loader<'a, B: Backend> {
     source: &'a dyn TensorSource,
+    /// Whether linear layers are packed.
+    packed: bool,
     used: BTreeSet<String>,
     device: B::Device,
     _backend: std::marker::PhantomData<B>,
@@ -197,6 +219,12 @@ struct Loader<'a, B: Backend> {
 
 impl<B: Backend> Loader<'_, B> {
     fn read(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        self.check(name, expected)?;
+        self.source.read_f32(name)
+    }
+
+    /// Whether the tensor is there in the expected shape; it counts as used from here on.
+    fn check(&mut self, name: &str, expected: &[usize]) -> Result<()> {
         let path = || self.source.path().to_path_buf();
         let found =
             self.source.shape(name).ok_or_else(|| Error::MissingTensor { path: path(), name: name.to_string() })?;
@@ -204,7 +232,21 @@ impl<B: Backend> Loader<'_, B> {
             return Err(Error::Shape { path: path(), name: name.to_string(), expected: expected.to_vec(), found });
         }
         self.used.insert(name.to_string());
-        self.source.read_f32(name)
+        Ok(())
+    }
+
+    /// The weights of a layer as they are stored, or in f32.
+    fn pack(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<PackedMatrix> {
+        self.check(name, &[outputs, inputs])?;
+        if let Some(blocks) = self.source.read_blocks(name)? {
+            return Ok(PackedMatrix::from_blocks(&blocks, outputs, inputs));
+        }
+        let format = match self.source.dtype(name).as_deref() {
+            Some("BF16") => WeightFormat::Bf16,
+            Some("F16") => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        };
+        Ok(PackedMatrix::from_rows(&self.source.read_f32(name)?, outputs, inputs, format))
     }
 
     fn norm(&mut self, name: &str, config: &LmConfig) -> Result<RmsNorm<B>> {
@@ -217,11 +259,17 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear<B>> {
-        let stored = self.read(&format!("{name}.weight"), &[outputs, inputs])?;
+        let (weight, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
+        if self.packed {
+            let packed = self.pack(&weight, inputs, outputs)?;
+            let bias = if bias { Some(self.vector(&bias_name, outputs)?) } else { None };
+            return Ok(Linear::from_packed(packed, bias, &self.device));
+        }
+        let stored = self.read(&weight, &[outputs, inputs])?;
         let values = transposed(&stored, outputs, inputs);
         drop(stored);
         let weight = Tensor::from_data(TensorData::new(values, [inputs, outputs]), &self.device);
-        let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
+        let bias = if bias { Some(self.vector(&bias_name, outputs)?) } else { None };
         Ok(Linear::new(weight, bias))
     }
 

@@ -19,6 +19,7 @@ use self::names::RowOrder;
 use super::TensorSource;
 use super::safetensors::{bf16_from_le, f16_from_le, f32_from_le};
 use crate::config::{LmConfig, OneOrMany, RawLmConfig};
+use crate::cpu::Blocks;
 use crate::error::{Error, Result};
 use crate::text::{BpeVocabulary, TokenKind};
 
@@ -309,5 +310,18 @@ impl TensorSource for GgufSource {
             .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), name: name.to_string() })?;
         let values = read_tensor(&self.path, &self.file, &entry.stored_name, entry.dtype, &entry.shape)?;
         Ok(entry.rows.restore(values, &entry.shape))
+    }
+
+    fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        let Some(entry) = self.tensors.get(name).filter(|entry| entry.shape.len() == 2) else { return Ok(None) };
+        let make = match entry.dtype {
+            GgufType::Q4_0 => Blocks::Q4_0,
+            GgufType::Q4_1 => Blocks::Q4_1,
+            GgufType::Q8_0 => Blocks::Q8_0,
+            _ => return Ok(None),
+        };
+        let missing = || Error::MissingTensor { path: self.path.clone(), name: name.to_string() };
+        let tensor = self.file.tensors().find(|tensor| tensor.name == entry.stored_name).ok_or_else(missing)?;
+        Ok(Some(make(entry.rows.restore(tensor.data.as_ref().to_vec(), &entry.shape))))
     }
 }

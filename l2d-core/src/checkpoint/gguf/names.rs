@@ -57,9 +57,9 @@ pub(super) fn row_order(stored: &str, config: &LmConfig) -> RowOrder {
 }
 
 impl RowOrder {
-    /// Brings row-major `values` of `shape` (`[out, in]`, or `[out]` for a bias) into Hugging Face's row order. A shape
+    /// Brings row-major `values` of `shape` (`[out, in]`, or `[out]` for a bias), or the bytes of such rows, into Hugging Face's row order. A shape
     /// that is not whole heads is returned as it is: the loader's shape check names it.
-    pub(super) fn restore(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+    pub(super) fn restore<T: Copy>(self, values: Vec<T>, shape: &[usize]) -> Vec<T> {
         let Self::Interleaved { head_dim } = self else { return values };
         let rows = shape.first().copied().unwrap_or(0);
         if rows == 0 || rows % head_dim != 0 || values.is_empty() {

@@ -1,0 +1,366 @@
+//! Sixteen f32 numbers at a time, in whatever registers this machine has.
+//!
+//! Kernels are written once over [`Lanes`] and compiled for each instruction set; [`dispatch`] picks at run time. All
+//! implementations round alike: lanes are independent and `fma` is fused everywhere, in software where it must be.
+
+/// Lanes of one vector.
+pub(super) const LANES: usize = 16;
+
+/// A vector of [`LANES`] numbers.
+///
+/// # Safety
+/// The methods may only be reached from code compiled for the instruction set the implementation needs, on a machine that
+/// has it. Pointers must be valid for the numbers a method names; they need no alignment.
+pub(super) unsafe trait Lanes: Copy {
+    /// Rows of a product whose sums fit into the registers beside two vectors of weights.
+    const MAX_ROWS: usize;
+
+    /// The same number in all lanes.
+    unsafe fn splat(value: f32) -> Self;
+    /// 16 f32.
+    unsafe fn load(from: *const f32) -> Self;
+    /// 16 f32.
+    unsafe fn store(self, to: *mut f32);
+    /// `self * factor + term`, rounded once.
+    unsafe fn fma(self, factor: Self, term: Self) -> Self;
+    unsafe fn mul(self, factor: Self) -> Self;
+    unsafe fn add(self, term: Self) -> Self;
+    /// 16 half-precision numbers.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    /// 16 bfloat16 numbers.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// 16 signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// The low and the high halves of 16 bytes, as numbers from 0 to 15.
+    unsafe fn load_nibbles(from: *const u8) -> (Self, Self);
+}
+
+/// Portable; what it does defines the others.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn make(f: impl Fn(usize) -> f32) -> Self {
+        let mut values = [0.0; LANES];
+        for (lane, value) in values.iter_mut().enumerate() {
+            *value = f(lane);
+        }
+        Self(values)
+    }
+}
+
+// SAFETY: needs no instruction set beyond the target's own.
+unsafe impl Lanes for Portable {
+    const MAX_ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self::make(|lane| unsafe { from.add(lane).read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        for (lane, &value) in self.0.iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { to.add(lane).write_unaligned(value) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, term: Self) -> Self {
+        Self::make(|lane| self.0[lane].mul_add(factor.0[lane], term.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, factor: Self) -> Self {
+        Self::make(|lane| self.0[lane] * factor.0[lane])
+    }
+    #[inline(always)]
+    unsafe fn add(self, term: Self) -> Self {
+        Self::make(|lane| self.0[lane] + term.0[lane])
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        Self::make(|lane| half::f16::from_bits(unsafe { from.add(lane).read_unaligned() }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        Self::make(|lane| f32::from_bits(u32::from(unsafe { from.add(lane).read_unaligned() }) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's.
+        Self::make(|lane| f32::from(unsafe { from.add(lane).read() }))
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8) -> (Self, Self) {
+        // SAFETY: the caller's.
+        let byte = |lane: usize| unsafe { from.add(lane).read() };
+        (Self::make(|lane| f32::from(byte(lane) & 15)), Self::make(|lane| f32::from(byte(lane) >> 4)))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use core::arch::x86_64::*;
+
+    use super::Lanes;
+
+    /// AVX-512: one register.
+    #[derive(Clone, Copy)]
+    pub(in crate::cpu) struct Avx512(__m512);
+
+    // SAFETY: reached only through `dispatch`, which asks the processor first.
+    unsafe impl Lanes for Avx512 {
+        const MAX_ROWS: usize = 12;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the trait's; so for all below.
+            unsafe { Self(_mm512_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, term.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, factor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_mul_ps(self.0, factor.0)) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, term: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_add_ps(self.0, term.0)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+        }
+        #[inline(always)]
+        unsafe fn load_nibbles(from: *const u8) -> (Self, Self) {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+                let high = _mm512_srli_epi32::<4>(bytes);
+                (Self(_mm512_cvtepi32_ps(low)), Self(_mm512_cvtepi32_ps(high)))
+            }
+        }
+    }
+
+    /// AVX2 with FMA and F16C: two registers.
+    #[derive(Clone, Copy)]
+    pub(in crate::cpu) struct Avx2(__m256, __m256);
+
+    impl Avx2 {
+        #[inline(always)]
+        unsafe fn from_bytes(low: __m256i, high: __m256i) -> Self {
+            // SAFETY: the trait's.
+            unsafe { Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)) }
+        }
+    }
+
+    // SAFETY: reached only through `dispatch`, which asks the processor first.
+    unsafe impl Lanes for Avx2 {
+        const MAX_ROWS: usize = 3;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the trait's; so for all below.
+            unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: as above.
+            unsafe {
+                _mm256_storeu_ps(to, self.0);
+                _mm256_storeu_ps(to.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, term.0), _mm256_fmadd_ps(self.1, factor.1, term.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, factor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_mul_ps(self.0, factor.0), _mm256_mul_ps(self.1, factor.1)) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, term: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_add_ps(self.0, term.0), _mm256_add_ps(self.1, term.1)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast()));
+                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let shifted = |from: *const u16| {
+                    let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+                };
+                Self(shifted(from), shifted(from.add(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.cast());
+                Self::from_bytes(_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_nibbles(from: *const u8) -> (Self, Self) {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.cast());
+                let (first, second) = (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
+                let low = _mm256_set1_epi32(15);
+                let lows = Self::from_bytes(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
+                (lows, Self::from_bytes(_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second)))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+/// Work that is compiled for every instruction set.
+pub(super) trait Kernel {
+    /// Does it.
+    ///
+    /// # Safety
+    /// As for [`Lanes`]; implementations are `#[inline(always)]`.
+    unsafe fn run<L: Lanes>(&self);
+}
+
+/// Runs a kernel with the widest instructions this machine has.
+pub(super) fn dispatch(kernel: &impl Kernel) {
+    match instruction_set() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has these instructions.
+        InstructionSet::Avx512 => unsafe { with_avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has these instructions.
+        InstructionSet::Avx2 => unsafe { with_avx2(kernel) },
+        // SAFETY: needs nothing.
+        InstructionSet::Portable => unsafe { kernel.run::<Portable>() },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn with_avx512(kernel: &impl Kernel) {
+    // SAFETY: this function is compiled for, and its caller has checked, these instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn with_avx2(kernel: &impl Kernel) {
+    // SAFETY: as above.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+/// What the kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// The widest set this machine has.
+fn instruction_set() -> InstructionSet {
+    #[cfg(test)]
+    if let Some(forced) = FORCED.get() {
+        return forced;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // The macro remembers what the processor said.
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return InstructionSet::Avx512;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            return InstructionSet::Avx2;
+        }
+    }
+    InstructionSet::Portable
+}
+
+#[cfg(test)]
+thread_local! {
+    /// A test's own choice for kernels it dispatches on its own thread.
+    static FORCED: std::cell::Cell<Option<InstructionSet>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `f` once for every instruction set this machine has; kernels dispatched on this thread use it.
+#[cfg(test)]
+pub(super) fn for_each_instruction_set(mut f: impl FnMut(InstructionSet)) {
+    let best = instruction_set();
+    let sets = [
+        Some(InstructionSet::Portable),
+        #[cfg(target_arch = "x86_64")]
+        (best != InstructionSet::Portable).then_some(InstructionSet::Avx2),
+        Some(best),
+    ];
+    for set in sets.into_iter().flatten() {
+        FORCED.set(Some(set));
+        f(set);
+        FORCED.set(None);
+    }
+}

@@ -1,0 +1,313 @@
+//! A weight matrix in the order in which a product reads it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::product;
+use super::threads::{self, Shared};
+
+/// Output columns of a panel.
+pub(super) const COLUMNS: usize = 32;
+
+/// Inputs that share a scale in a quantised format.
+pub(super) const BLOCK: usize = 32;
+
+/// How the numbers of a packed matrix are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// 32 bits a weight.
+    F32,
+    /// 16 bits a weight, bfloat16.
+    Bf16,
+    /// 16 bits a weight, IEEE half precision.
+    F16,
+    /// 8.5 bits: blocks of 32 signed bytes with a half-precision scale, GGUF's `Q8_0`.
+    Q8_0,
+    /// 5 bits: blocks of 32 four-bit numbers with a half-precision scale and minimum, GGUF's `Q4_1` (and `Q4_0`, whose
+    /// minimum is -8 scales).
+    Q4_1,
+}
+
+impl WeightFormat {
+    /// Every format.
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_1];
+
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_1 => "q4_1",
+        }
+    }
+
+    /// Whether inputs come in blocks of 32.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_1)
+    }
+
+    /// Bytes of a panel for `inputs` inputs; a multiple of 64.
+    pub(super) fn panel_bytes(self, inputs: usize) -> usize {
+        match self {
+            Self::F32 => inputs * COLUMNS * 4,
+            Self::Bf16 | Self::F16 => inputs * COLUMNS * 2,
+            Self::Q8_0 => inputs / BLOCK * Q8_BLOCK_BYTES,
+            Self::Q4_1 => inputs / BLOCK * Q4_BLOCK_BYTES,
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A block of 32 inputs in a panel of `Q8_0`: 32 half-precision scales, then for each input 32 signed bytes.
+pub(super) const Q8_BLOCK_BYTES: usize = COLUMNS * 2 + BLOCK * COLUMNS;
+
+/// A block of 32 inputs in a panel of `Q4_1`: 32 half-precision scales, 32 minima, then for each input 16 bytes, the low
+/// halves columns 0 to 15 and the high halves columns 16 to 31.
+pub(super) const Q4_BLOCK_BYTES: usize = 2 * COLUMNS * 2 + BLOCK * COLUMNS / 2;
+
+/// One cache line, so that no vector load straddles two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A matrix `[inputs, outputs]`, read-only and cheap to clone.
+///
+/// Stored in panels of 32 outputs: for each input the panel's 32 weights lie side by side, so that a product streams through
+/// memory and keeps 32 sums a row in registers. The last panel is filled up with zeros.
+#[derive(Clone)]
+pub struct PackedMatrix {
+    inputs: usize,
+    outputs: usize,
+    format: WeightFormat,
+    lines: Arc<[Line]>,
+}
+
+impl fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackedMatrix([{}, {}] {})", self.inputs, self.outputs, self.format)
+    }
+}
+
+/// Rows of blocks as GGUF stores them, one row of `inputs` numbers for each output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocks {
+    /// A half-precision scale `d` and 16 bytes a block; a number `q` means `d (q - 8)`.
+    Q4_0(Vec<u8>),
+    /// A half-precision scale `d`, a minimum `m` and 16 bytes a block; a number `q` means `d q + m`.
+    Q4_1(Vec<u8>),
+    /// A half-precision scale `d` and 32 signed bytes a block.
+    Q8_0(Vec<u8>),
+}
+
+impl PackedMatrix {
+    /// Packs weights given row by row for each output (`[outputs, inputs]`, a checkpoint's layout). Formats of fewer bits
+    /// round; a quantised format takes numbers of inputs divisible by 32, and others are kept in F16 instead.
+    pub fn from_rows(values: &[f32], outputs: usize, inputs: usize, format: WeightFormat) -> Self {
+        Self::pack(|output, input| values[output * inputs + input], outputs, inputs, format)
+    }
+
+    /// Packs weights given column by column (`[inputs, outputs]`, this crate's dense layout); otherwise as
+    /// [`PackedMatrix::from_rows`].
+    pub fn from_columns(values: &[f32], inputs: usize, outputs: usize, format: WeightFormat) -> Self {
+        Self::pack(|output, input| values[input * outputs + output], outputs, inputs, format)
+    }
+
+    fn pack(weight: impl Fn(usize, usize) -> f32 + Sync, outputs: usize, inputs: usize, format: WeightFormat) -> Self {
+        let format = if format.is_quantised() && !inputs.is_multiple_of(BLOCK) { WeightFormat::F16 } else { format };
+        let at = |output: usize, input: usize| if output < outputs { weight(output, input) } else { 0.0 };
+        Self::build(inputs, outputs, format, |first, panel| match format {
+            WeightFormat::F32 => {
+                for (input, row) in panel.chunks_exact_mut(COLUMNS * 4).enumerate() {
+                    for (column, bytes) in row.chunks_exact_mut(4).enumerate() {
+                        bytes.copy_from_slice(&at(first + column, input).to_ne_bytes());
+                    }
+                }
+            }
+            WeightFormat::Bf16 => {
+                for (input, row) in panel.chunks_exact_mut(COLUMNS * 2).enumerate() {
+                    for (column, bytes) in row.chunks_exact_mut(2).enumerate() {
+                        put_half(bytes, half::bf16::from_f32(at(first + column, input)).to_bits());
+                    }
+                }
+            }
+            WeightFormat::F16 => {
+                for (input, row) in panel.chunks_exact_mut(COLUMNS * 2).enumerate() {
+                    for (column, bytes) in row.chunks_exact_mut(2).enumerate() {
+                        put_half(bytes, half::f16::from_f32(at(first + column, input)).to_bits());
+                    }
+                }
+            }
+            WeightFormat::Q8_0 => {
+                for (block, bytes) in panel.chunks_exact_mut(Q8_BLOCK_BYTES).enumerate() {
+                    for column in 0..COLUMNS {
+                        let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
+                        let largest = values.iter().fold(0f32, |a, x| a.max(x.abs()));
+                        // The scale as it is stored decides the rounding, as in ggml's reference quantiser.
+                        let scale = half::f16::from_f32(largest / 127.0);
+                        let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
+                        put_q8(bytes, column, scale, values.map(|x| (x * inverse).round().clamp(-127.0, 127.0) as i8));
+                    }
+                }
+            }
+            WeightFormat::Q4_1 => {
+                for (block, bytes) in panel.chunks_exact_mut(Q4_BLOCK_BYTES).enumerate() {
+                    for column in 0..COLUMNS {
+                        let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
+                        let (low, high) =
+                            values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+                        let (scale, least) = (half::f16::from_f32((high - low) / 15.0), half::f16::from_f32(low));
+                        let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
+                        let quant = |x: f32| ((x - least.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
+                        put_q4(bytes, column, scale, least, values.map(quant));
+                    }
+                }
+            }
+        })
+    }
+
+    /// Packs GGUF blocks as they are: nothing is rounded. `blocks` holds the rows of all outputs.
+    ///
+    /// # Panics
+    /// If the bytes are not those of `outputs` rows of `inputs` numbers, which the reader of the file has checked.
+    pub fn from_blocks(blocks: &Blocks, outputs: usize, inputs: usize) -> Self {
+        let (bytes, size, format) = match blocks {
+            Blocks::Q4_0(bytes) => (bytes, 18, WeightFormat::Q4_1),
+            Blocks::Q4_1(bytes) => (bytes, 20, WeightFormat::Q4_1),
+            Blocks::Q8_0(bytes) => (bytes, 34, WeightFormat::Q8_0),
+        };
+        let per_row = inputs / BLOCK;
+        assert!(inputs.is_multiple_of(BLOCK) && bytes.len() == outputs * per_row * size, "rows of whole blocks");
+        let stored = |output: usize, block: usize| {
+            (output < outputs).then(|| &bytes[(output * per_row + block) * size..][..size])
+        };
+        let nibbles = |bytes: &[u8]| -> [u8; BLOCK] {
+            // ggml puts number i in the low half of byte i and number i + 16 in its high half.
+            std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
+        };
+        Self::build(inputs, outputs, format, |first, panel| {
+            for (block, to) in panel.chunks_exact_mut(format.panel_bytes(BLOCK)).enumerate() {
+                for column in 0..COLUMNS {
+                    let Some(from) = stored(first + column, block) else { continue };
+                    let half_at = |at: usize| half::f16::from_le_bytes([from[at], from[at + 1]]);
+                    match blocks {
+                        Blocks::Q4_0(_) => {
+                            let least = half::f16::from_f32(-8.0 * half_at(0).to_f32());
+                            put_q4(to, column, half_at(0), least, nibbles(&from[2..]));
+                        }
+                        Blocks::Q4_1(_) => put_q4(to, column, half_at(0), half_at(2), nibbles(&from[4..])),
+                        Blocks::Q8_0(_) => {
+                            put_q8(to, column, half_at(0), std::array::from_fn(|i| from[2 + i] as i8));
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// Fills the panels, several at once; `fill(first, bytes)` writes the panel whose first output is `first`.
+    fn build(inputs: usize, outputs: usize, format: WeightFormat, fill: impl Fn(usize, &mut [u8]) + Sync) -> Self {
+        let (panels, size) = (outputs.div_ceil(COLUMNS), format.panel_bytes(inputs));
+        let mut lines: Arc<[Line]> = std::iter::repeat_n(Line([0; 64]), panels * size / 64).collect();
+        let memory = Arc::get_mut(&mut lines).expect("made just above");
+        let memory = Shared::new(memory);
+        threads::run(panels, |panel| {
+            // SAFETY: panels lie one after the other, each of `size` bytes, within the lines; each is written by one call.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(memory.get().cast::<u8>().add(panel * size), size) };
+            fill(panel * COLUMNS, bytes);
+        });
+        Self { inputs, outputs, format, lines }
+    }
+
+    /// Numbers a row of input has.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Numbers a row of output has.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// How the weights are stored; F16 where a quantised format was asked for and the inputs do not fit its blocks.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// Memory of the weights.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * 64
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.outputs.div_ceil(COLUMNS)
+    }
+
+    /// The first byte of a panel; `format.panel_bytes(inputs)` of them belong to it.
+    pub(super) fn panel(&self, panel: usize) -> *const u8 {
+        let size = self.format.panel_bytes(self.inputs);
+        assert!((panel + 1) * size <= self.lines.len() * 64, "panel {panel} of {}", self.panels());
+        // SAFETY: within the lines.
+        unsafe { self.lines.as_ptr().cast::<u8>().add(panel * size) }
+    }
+
+    /// `y = x W` for `x: [rows, inputs]`, `y: [rows, outputs]`. Each number is summed over the inputs in order by fused
+    /// multiply-add, whatever `rows` is.
+    pub fn multiply(&self, x: &[f32]) -> Vec<f32> {
+        product::multiply(x, self, None, None)
+    }
+
+    /// `y = x W + (x A) scale B + bias`: the product of an adapted layer in one pass. `A: [inputs, r]`, `B: [r, outputs]`.
+    pub fn multiply_adapted(&self, x: &[f32], low_rank: Option<LowRank<'_>>, bias: Option<&[f32]>) -> Vec<f32> {
+        product::multiply(x, self, low_rank, bias)
+    }
+
+    /// All weights as f32, `[inputs, outputs]`.
+    pub fn dense(&self) -> Vec<f32> {
+        let mut one_hot = vec![0.0; self.inputs];
+        let mut values = Vec::with_capacity(self.inputs * self.outputs);
+        for input in 0..self.inputs {
+            one_hot[input] = 1.0;
+            values.extend(self.multiply(&one_hot));
+            one_hot[input] = 0.0;
+        }
+        values
+    }
+}
+
+/// A low-rank correction of a packed matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[inputs, r]`.
+    pub a: &'a PackedMatrix,
+    /// `[r, outputs]`, F32.
+    pub b: &'a PackedMatrix,
+    /// Multiplies `x A`.
+    pub scale: f32,
+}
+
+fn put_half(bytes: &mut [u8], bits: u16) {
+    bytes.copy_from_slice(&bits.to_ne_bytes());
+}
+
+fn put_q8(block: &mut [u8], column: usize, scale: half::f16, quants: [i8; BLOCK]) {
+    put_half(&mut block[2 * column..][..2], scale.to_bits());
+    for (input, quant) in quants.into_iter().enumerate() {
+        block[2 * COLUMNS + input * COLUMNS + column] = quant as u8;
+    }
+}
+
+fn put_q4(block: &mut [u8], column: usize, scale: half::f16, least: half::f16, quants: [u8; BLOCK]) {
+    put_half(&mut block[2 * column..][..2], scale.to_bits());
+    put_half(&mut block[2 * COLUMNS + 2 * column..][..2], least.to_bits());
+    for (input, quant) in quants.into_iter().enumerate() {
+        let byte = &mut block[4 * COLUMNS + input * COLUMNS / 2 + column % 16];
+        *byte |= if column < 16 { quant } else { quant << 4 };
+    }
+}

@@ -1,0 +1,341 @@
+//! `y = x W` for packed `W`.
+
+use super::lanes::{Kernel, LANES, Lanes, dispatch};
+use super::packed::{BLOCK, COLUMNS, LowRank, PackedMatrix, Q4_BLOCK_BYTES, Q8_BLOCK_BYTES, WeightFormat};
+use super::threads::{self, Shared};
+
+/// Multiply-adds below which a second thread is not worth its call.
+const ONE_THREAD: usize = 1 << 15;
+
+/// See [`PackedMatrix::multiply_adapted`].
+pub(super) fn multiply(
+    x: &[f32],
+    weights: &PackedMatrix,
+    low_rank: Option<LowRank<'_>>,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    let rows = x.len().checked_div(inputs).unwrap_or(0);
+    assert_eq!(x.len(), rows * inputs, "whole rows of {inputs} numbers");
+    assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias for each output");
+    let narrow = low_rank.map(|low_rank| {
+        let LowRank { a, b, scale } = low_rank;
+        assert!(a.inputs() == inputs && b.inputs() == a.outputs() && b.outputs() == outputs, "factors of {weights:?}");
+        assert_eq!(b.format(), WeightFormat::F32);
+        let mut narrow = multiply(x, a, None, None);
+        narrow.iter_mut().for_each(|value| *value *= scale);
+        (narrow, b)
+    });
+    let mut y = vec![0f32; rows * outputs];
+    let panels = weights.panels();
+    let piece = |panels: std::ops::Range<usize>, y: Shared<f32>| {
+        dispatch(&Panels { x, rows, weights, panels, narrow: narrow.as_ref().map(|(x, b)| (&x[..], *b)), bias, y });
+    };
+    let shared = Shared::new(&mut y);
+    let threads = threads::count();
+    if threads == 1 || rows * inputs * outputs < ONE_THREAD || panels == 1 {
+        piece(0..panels, shared);
+    } else {
+        // A few pieces a thread, so that one that was interrupted holds nobody up.
+        let size = panels.div_ceil(4 * threads);
+        threads::run(panels.div_ceil(size), |i| piece(i * size..((i + 1) * size).min(panels), shared));
+    }
+    y
+}
+
+/// The product for some panels of outputs.
+struct Panels<'a> {
+    x: &'a [f32],
+    rows: usize,
+    weights: &'a PackedMatrix,
+    panels: std::ops::Range<usize>,
+    /// `(x A) scale`, `[rows, r]`, and `B`.
+    narrow: Option<(&'a [f32], &'a PackedMatrix)>,
+    bias: Option<&'a [f32]>,
+    /// `[rows, outputs]`; this kernel writes its panels' columns.
+    y: Shared<f32>,
+}
+
+impl Kernel for Panels<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // Rows are spread evenly: 13 as 7 and 6, not as 12 and 1.
+        let groups = self.rows.div_ceil(L::MAX_ROWS).max(1);
+        for panel in self.panels.clone() {
+            let mut row = 0;
+            for group in 0..groups {
+                let count = (self.rows - row).div_ceil(groups - group);
+                // SAFETY: the caller's; `row + count <= rows`.
+                unsafe {
+                    match count {
+                        1 => self.tile::<L, 1>(panel, row),
+                        2 => self.tile::<L, 2>(panel, row),
+                        3 => self.tile::<L, 3>(panel, row),
+                        4 => self.tile::<L, 4>(panel, row),
+                        5 => self.tile::<L, 5>(panel, row),
+                        6 => self.tile::<L, 6>(panel, row),
+                        7 => self.tile::<L, 7>(panel, row),
+                        8 => self.tile::<L, 8>(panel, row),
+                        9 => self.tile::<L, 9>(panel, row),
+                        10 => self.tile::<L, 10>(panel, row),
+                        11 => self.tile::<L, 11>(panel, row),
+                        12 => self.tile::<L, 12>(panel, row),
+                        _ => {}
+                    }
+                }
+                row += count;
+            }
+        }
+    }
+}
+
+impl Panels<'_> {
+    /// One panel for `R` rows from `row` on.
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const R: usize>(&self, panel: usize, row: usize) {
+        if R > L::MAX_ROWS {
+            return;
+        }
+        let (inputs, outputs) = (self.weights.inputs(), self.weights.outputs());
+        // SAFETY: rows `row .. row + R` exist; a panel has the bytes its format says.
+        unsafe {
+            let x = self.x.as_ptr().add(row * inputs);
+            let w = self.weights.panel(panel);
+            let mut sums = [[L::splat(0.0); 2]; R];
+            match self.weights.format() {
+                WeightFormat::F32 => accumulate_f32(&mut sums, x, inputs, w.cast()),
+                WeightFormat::Bf16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_bf16(from)),
+                WeightFormat::F16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_f16(from)),
+                WeightFormat::Q8_0 => accumulate_q8(&mut sums, x, inputs, w),
+                WeightFormat::Q4_1 => accumulate_q4(&mut sums, x, inputs, w),
+            }
+            if let Some((narrow, b)) = self.narrow {
+                let rank = b.inputs();
+                accumulate_f32(&mut sums, narrow.as_ptr().add(row * rank), rank, b.panel(panel).cast());
+            }
+            let first = panel * COLUMNS;
+            let width = (outputs - first).min(COLUMNS);
+            for (r, sum) in sums.into_iter().enumerate() {
+                let to = self.y.get().add((row + r) * outputs + first);
+                if width == COLUMNS && self.bias.is_none() {
+                    sum[0].store(to);
+                    sum[1].store(to.add(LANES));
+                } else {
+                    let mut values = [0f32; COLUMNS];
+                    sum[0].store(values.as_mut_ptr());
+                    sum[1].store(values.as_mut_ptr().add(LANES));
+                    for (column, value) in values[..width].iter().enumerate() {
+                        to.add(column).write(*value + self.bias.map_or(0.0, |bias| bias[first + column]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sums += x[.., input] * weights` for one input, the rows of `x` lying `stride` apart.
+#[inline(always)]
+unsafe fn step<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, stride: usize, weights: [L; 2]) {
+    for (row, sum) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let x = L::splat(*x.add(row * stride));
+            sum[0] = x.fma(weights[0], sum[0]);
+            sum[1] = x.fma(weights[1], sum[1]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn accumulate_f32<L: Lanes, const R: usize>(
+    sums: &mut [[L; 2]; R],
+    x: *const f32,
+    inputs: usize,
+    w: *const f32,
+) {
+    let mut local = *sums;
+    for input in 0..inputs {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(input * COLUMNS);
+            step(&mut local, x.add(input), inputs, [L::load(w), L::load(w.add(LANES))]);
+        }
+    }
+    *sums = local;
+}
+
+#[inline(always)]
+unsafe fn accumulate_half<L: Lanes, const R: usize>(
+    sums: &mut [[L; 2]; R],
+    x: *const f32,
+    inputs: usize,
+    w: *const u16,
+    load: impl Fn(*const u16) -> L,
+) {
+    let mut local = *sums;
+    for input in 0..inputs {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(input * COLUMNS);
+            step(&mut local, x.add(input), inputs, [load(w), load(w.add(LANES))]);
+        }
+    }
+    *sums = local;
+}
+
+#[inline(always)]
+unsafe fn accumulate_q8<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
+    let mut local = *sums;
+    for block in 0..inputs / BLOCK {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(block * Q8_BLOCK_BYTES);
+            let scales = [L::load_f16(w.cast()), L::load_f16(w.cast::<u16>().add(LANES))];
+            let quants = w.add(2 * COLUMNS).cast::<i8>();
+            for input in 0..BLOCK {
+                let quants = quants.add(input * COLUMNS);
+                // Rounded as a decoder of the whole matrix rounds.
+                let weights = [L::load_i8(quants).mul(scales[0]), L::load_i8(quants.add(LANES)).mul(scales[1])];
+                step(&mut local, x.add(block * BLOCK + input), inputs, weights);
+            }
+        }
+    }
+    *sums = local;
+}
+
+#[inline(always)]
+unsafe fn accumulate_q4<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
+    let mut local = *sums;
+    for block in 0..inputs / BLOCK {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(block * Q4_BLOCK_BYTES);
+            let scales = [L::load_f16(w.cast()), L::load_f16(w.cast::<u16>().add(LANES))];
+            let least = w.cast::<u16>().add(COLUMNS);
+            let least = [L::load_f16(least), L::load_f16(least.add(LANES))];
+            let quants = w.add(4 * COLUMNS);
+            for input in 0..BLOCK {
+                let (low, high) = L::load_nibbles(quants.add(input * COLUMNS / 2));
+                // Rounded twice, as a decoder of the whole matrix rounds.
+                let weights = [low.mul(scales[0]).add(least[0]), high.mul(scales[1]).add(least[1])];
+                step(&mut local, x.add(block * BLOCK + input), inputs, weights);
+            }
+        }
+    }
+    *sums = local;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::for_each_instruction_set;
+    use super::super::packed::Blocks;
+    use super::*;
+
+    /// Numbers in `[-1, 1)` without structure.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / 2f32.powi(31) - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// The definition: fused sums over the inputs in order, then those of the correction, then the bias.
+    fn reference(x: &[f32], dense: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
+        let mut y = Vec::new();
+        for row in x.chunks_exact(inputs) {
+            y.extend((0..outputs).map(|column| {
+                row.iter().enumerate().fold(0f32, |sum, (i, &x)| x.mul_add(dense[i * outputs + column], sum))
+            }));
+        }
+        y
+    }
+
+    #[test]
+    fn products_are_the_same_bits_for_any_number_of_rows_threads_and_instructions() {
+        for (inputs, outputs) in [(32, 1), (64, 32), (96, 33), (576, 200), (7, 65)] {
+            let dense = numbers(inputs * outputs, 1);
+            let x = numbers(27 * inputs, 2);
+            for format in WeightFormat::ALL {
+                let packed = PackedMatrix::from_columns(&dense, inputs, outputs, format);
+                let kept = packed.dense();
+                let tolerance = match packed.format() {
+                    WeightFormat::F32 => 0.0,
+                    WeightFormat::Bf16 => 4e-3,
+                    WeightFormat::F16 => 5e-4,
+                    WeightFormat::Q8_0 => 5e-3,
+                    WeightFormat::Q4_1 => 7e-2,
+                };
+                assert!(dense.iter().zip(&kept).all(|(a, b)| (a - b).abs() <= tolerance), "{packed:?}");
+                let expected = reference(&x, &kept, inputs, outputs);
+                for_each_instruction_set(|set| {
+                    for rows in (1..=27).step_by(2) {
+                        let y = packed.multiply(&x[..rows * inputs]);
+                        assert_eq!(y, expected[..rows * outputs], "{packed:?}, {rows} rows, {set:?}");
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn corrections_and_biases_are_added() {
+        let (inputs, outputs, rank, rows) = (64, 70, 5, 3);
+        let (dense, a, b) = (numbers(inputs * outputs, 1), numbers(inputs * rank, 2), numbers(rank * outputs, 3));
+        let (x, bias) = (numbers(rows * inputs, 4), numbers(outputs, 5));
+        let pack =
+            |values: &[f32], inputs, outputs| PackedMatrix::from_columns(values, inputs, outputs, WeightFormat::F32);
+        let (w, a_packed, b_packed) = (pack(&dense, inputs, outputs), pack(&a, inputs, rank), pack(&b, rank, outputs));
+        let low_rank = LowRank { a: &a_packed, b: &b_packed, scale: 0.5 };
+        let y = w.multiply_adapted(&x, Some(low_rank), Some(&bias));
+        let narrow: Vec<f32> = reference(&x, &a, inputs, rank).iter().map(|x| x * 0.5).collect();
+        for row in 0..rows {
+            for column in 0..outputs {
+                let all: f64 = (0..inputs)
+                    .map(|i| f64::from(x[row * inputs + i]) * f64::from(dense[i * outputs + column]))
+                    .chain((0..rank).map(|i| f64::from(narrow[row * rank + i]) * f64::from(b[i * outputs + column])))
+                    .sum::<f64>()
+                    + f64::from(bias[column]);
+                assert!((f64::from(y[row * outputs + column]) - all).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_file_are_kept_to_the_bit() {
+        let (inputs, outputs) = (64, 40);
+        let bytes = |count: usize| -> Vec<u8> { numbers(count, 9).iter().map(|x| (x * 127.0) as i8 as u8).collect() };
+        for (size, make) in [(18, Blocks::Q4_0 as fn(Vec<u8>) -> Blocks), (20, Blocks::Q4_1), (34, Blocks::Q8_0)] {
+            let mut stored = bytes(outputs * inputs / BLOCK * size);
+            for block in stored.chunks_exact_mut(size) {
+                // Scales and minima that are finite.
+                block[1] = 0x2c | (block[1] & 0x83);
+                if size == 20 {
+                    block[3] = 0x2c | (block[3] & 0x83);
+                }
+            }
+            let packed = PackedMatrix::from_blocks(&make(stored.clone()), outputs, inputs);
+            let dense = packed.dense();
+            for output in 0..outputs {
+                for input in 0..inputs {
+                    let block = &stored[(output * inputs + input) / BLOCK * size..][..size];
+                    let half = |at| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+                    let i = input % BLOCK;
+                    let nibble = |from: usize| {
+                        let byte = block[from + i % 16];
+                        f32::from(if i < 16 { byte & 15 } else { byte >> 4 })
+                    };
+                    let expected = match size {
+                        18 => half(0) * (nibble(2) - 8.0),
+                        20 => half(0) * nibble(4) + half(2),
+                        _ => half(0) * f32::from(block[2 + i] as i8),
+                    };
+                    assert_eq!(dense[input * outputs + output], expected, "{size} {output} {input}");
+                }
+            }
+        }
+    }
+}
