@@ -25,6 +25,13 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn fma(self, factor: Self, term: Self) -> Self;
     unsafe fn mul(self, factor: Self) -> Self;
     unsafe fn add(self, term: Self) -> Self;
+    unsafe fn div(self, divisor: Self) -> Self;
+    unsafe fn max(self, other: Self) -> Self;
+    unsafe fn min(self, other: Self) -> Self;
+    /// To the nearest integer, halves to even.
+    unsafe fn round(self) -> Self;
+    /// `2^self` for integers from -126 to 127.
+    unsafe fn power_of_two(self) -> Self;
     /// 16 half-precision numbers.
     unsafe fn load_f16(from: *const u16) -> Self;
     /// 16 bfloat16 numbers.
@@ -33,6 +40,48 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_i8(from: *const i8) -> Self;
     /// The low and the high halves of 16 bytes, as numbers from 0 to 15.
     unsafe fn load_nibbles(from: *const u8) -> (Self, Self);
+}
+
+/// `e^x`, within 2 units in the last place for x in [-87, 88]; beyond, the value at the nearer end.
+///
+/// Range reduction by Cody and Waite, polynomial of Cephes' `expf`.
+///
+/// # Safety
+/// As for [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn exp<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's.
+    unsafe {
+        let x = x.max(L::splat(-87.0)).min(L::splat(88.0));
+        let n = x.mul(L::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(L::splat(-0.693_359_4), x);
+        let r = n.fma(L::splat(2.121_944_4e-4), r);
+        let mut p = L::splat(1.987_569_1e-4);
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = p.fma(r, L::splat(coefficient));
+        }
+        let p = p.fma(r.mul(r), r.add(L::splat(1.0)));
+        p.mul(n.power_of_two())
+    }
+}
+
+/// The sum of all lanes, in a fixed order.
+///
+/// # Safety
+/// As for [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn sum<L: Lanes>(x: L) -> f32 {
+    let mut lanes = [0f32; LANES];
+    // SAFETY: 16 numbers; otherwise the caller's.
+    unsafe { x.store(lanes.as_mut_ptr()) };
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    lanes[0]
 }
 
 /// Portable; what it does defines the others.
@@ -81,6 +130,26 @@ unsafe impl Lanes for Portable {
     #[inline(always)]
     unsafe fn add(self, term: Self) -> Self {
         Self::make(|lane| self.0[lane] + term.0[lane])
+    }
+    #[inline(always)]
+    unsafe fn div(self, divisor: Self) -> Self {
+        Self::make(|lane| self.0[lane] / divisor.0[lane])
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self::make(|lane| if self.0[lane] > other.0[lane] { self.0[lane] } else { other.0[lane] })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Self::make(|lane| if self.0[lane] < other.0[lane] { self.0[lane] } else { other.0[lane] })
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self::make(|lane| self.0[lane].round_ties_even())
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Self::make(|lane| f32::from_bits(((self.0[lane] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
@@ -148,6 +217,34 @@ mod x86 {
         unsafe fn add(self, term: Self) -> Self {
             // SAFETY: as above.
             unsafe { Self(_mm512_add_ps(self.0, term.0)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, divisor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_div_ps(self.0, divisor.0)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_min_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn power_of_two(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
+            }
         }
         #[inline(always)]
         unsafe fn load_f16(from: *const u16) -> Self {
@@ -227,6 +324,40 @@ mod x86 {
         unsafe fn add(self, term: Self) -> Self {
             // SAFETY: as above.
             unsafe { Self(_mm256_add_ps(self.0, term.0), _mm256_add_ps(self.1, term.1)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, divisor: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_div_ps(self.0, divisor.0), _mm256_div_ps(self.1, divisor.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let round = |x| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+                Self(round(self.0), round(self.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn power_of_two(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let power = |x| {
+                    let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+                };
+                Self(power(self.0), power(self.1))
+            }
         }
         #[inline(always)]
         unsafe fn load_f16(from: *const u16) -> Self {

@@ -12,12 +12,18 @@
 //! Nothing here knows a model. Tensors enter and leave as host data, which burn's CPU backends hand over without a copy; a
 //! model on a GPU has no packed weights and never comes here.
 
+mod attention;
+mod elementwise;
 mod lanes;
 mod packed;
+mod pages;
 mod product;
 mod threads;
 
+pub use elementwise::softmax_weights;
+pub(crate) use elementwise::{gated, normalised, rotated};
 pub use packed::{Blocks, LowRank, PackedMatrix, WeightFormat};
+pub use pages::{PageShape, PagedSequence, Place, attend};
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

@@ -75,7 +75,7 @@ pub(super) const Q4_BLOCK_BYTES: usize = 2 * COLUMNS * 2 + BLOCK * COLUMNS / 2;
 /// One cache line, so that no vector load straddles two.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(super) struct Line(pub(super) [u8; 64]);
 
 /// A matrix `[inputs, outputs]`, read-only and cheap to clone.
 ///

@@ -1,0 +1,312 @@
+//! Attention of a few query rows over one head of one paged sequence.
+
+use std::ops::Range;
+
+use super::lanes::{Kernel, LANES, Lanes, dispatch, exp, sum};
+use super::pages::{PAGE, PagedSequence, Place};
+use super::threads::Shared;
+
+/// Rows that share one piece of work, at most.
+pub(super) const RUN: usize = 16;
+
+/// Query vectors whose scores are computed side by side, where the registers hold them.
+const WIDE: usize = 6;
+
+/// Vectors of a value that are summed side by side.
+const VALUE_VECTORS: usize = 4;
+
+/// The rows `rows` (of one sequence) with key/value head `head`. Writes its query heads' part of `out`.
+pub(super) fn attend_run(
+    sequences: &[PagedSequence],
+    layer: usize,
+    head: usize,
+    places: &[Place],
+    rows: Range<usize>,
+    queries: &[f32],
+    width: usize,
+    out: Shared<f32>,
+) {
+    let sequence = &sequences[places[rows.start].sequence];
+    let shape = sequence.shape();
+    let group = width / shape.head_dim / shape.heads;
+    let scale = (1.0 / (shape.head_dim as f64).sqrt()) as f32;
+    // One vector for each row and query head of this key/value head.
+    let vectors: Vec<Query> = rows
+        .flat_map(|row| (0..group).map(move |i| (row, row * width + (head * group + i) * shape.head_dim)))
+        .map(|(row, at)| Query { at, visible: places[row].position + 1 })
+        .collect();
+    let scaled: Vec<f32> = vectors
+        .iter()
+        .flat_map(|query| queries[query.at..query.at + shape.head_dim].iter().map(|x| x * scale))
+        .collect();
+    dispatch(&Attention { sequence, layer, head, vectors: &vectors, scaled: &scaled, out });
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Query {
+    /// Where it begins, in the queries and in the result.
+    at: usize,
+    /// Positions it sees.
+    visible: usize,
+}
+
+struct Attention<'a> {
+    sequence: &'a PagedSequence,
+    layer: usize,
+    head: usize,
+    vectors: &'a [Query],
+    /// The vectors, scaled, one after the other.
+    scaled: &'a [f32],
+    out: Shared<f32>,
+}
+
+impl Kernel for Attention<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let visible = self.vectors.iter().map(|query| query.visible).max().unwrap_or(0);
+        let pages = visible.div_ceil(PAGE);
+        let mut weights = vec![0f32; WIDE.min(self.vectors.len()) * pages * PAGE];
+        let at_once = WIDE.min(L::MAX_ROWS);
+        let mut first = 0;
+        while first < self.vectors.len() {
+            let count = at_once.min(self.vectors.len() - first);
+            // SAFETY: the caller's; `first + count` vectors exist.
+            unsafe {
+                match count {
+                    1 => self.tile::<L, 1>(first, pages, &mut weights),
+                    2 => self.tile::<L, 2>(first, pages, &mut weights),
+                    3 => self.tile::<L, 3>(first, pages, &mut weights),
+                    4 => self.tile::<L, 4>(first, pages, &mut weights),
+                    5 => self.tile::<L, 5>(first, pages, &mut weights),
+                    _ => self.tile::<L, 6>(first, pages, &mut weights),
+                }
+            }
+            first += count;
+        }
+    }
+}
+
+impl Attention<'_> {
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const Q: usize>(&self, first: usize, pages: usize, weights: &mut [f32]) {
+        let shape = self.sequence.shape();
+        let (dim, slots) = (shape.head_dim, pages * PAGE);
+        let weights = weights.as_mut_ptr();
+        // SAFETY: `weights` holds Q rows of `slots`; pages hold what their shape says; `Q <= count` vectors from `first`.
+        unsafe {
+            let queries = self.scaled.as_ptr().add(first * dim);
+            for page in 0..pages {
+                let (keys, _) = self.sequence.head(page, self.layer, self.head);
+                let mut scores = [[L::splat(0.0); 2]; Q];
+                for i in 0..dim {
+                    let keys = keys.add(i * PAGE);
+                    let keys = [L::load(keys), L::load(keys.add(LANES))];
+                    for (q, score) in scores.iter_mut().enumerate() {
+                        let x = L::splat(*queries.add(q * dim + i));
+                        score[0] = x.fma(keys[0], score[0]);
+                        score[1] = x.fma(keys[1], score[1]);
+                    }
+                }
+                for (q, score) in scores.into_iter().enumerate() {
+                    let to = weights.add(q * slots + page * PAGE);
+                    score[0].store(to);
+                    score[1].store(to.add(LANES));
+                }
+            }
+            let mut totals = [0f32; Q];
+            for (q, total) in totals.iter_mut().enumerate() {
+                let row = std::slice::from_raw_parts_mut(weights.add(q * slots), slots);
+                *total = softmax_weights::<L>(row, self.vectors[first + q].visible);
+            }
+            for part in (0..shape.padded() / LANES).step_by(VALUE_VECTORS) {
+                if part + VALUE_VECTORS <= shape.padded() / LANES {
+                    self.mix::<L, Q, VALUE_VECTORS>(first, pages, part, weights, &totals);
+                } else {
+                    for part in part..shape.padded() / LANES {
+                        self.mix::<L, Q, 1>(first, pages, part, weights, &totals);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `sum_slot weight V[slot]` for `V` vectors of the value from number `part` on.
+    #[inline(always)]
+    unsafe fn mix<L: Lanes, const Q: usize, const V: usize>(
+        &self,
+        first: usize,
+        pages: usize,
+        part: usize,
+        weights: *const f32,
+        totals: &[f32; Q],
+    ) {
+        let shape = self.sequence.shape();
+        let slots = pages * PAGE;
+        // SAFETY: as in `tile`.
+        unsafe {
+            let mut sums = [[L::splat(0.0); V]; Q];
+            for page in 0..pages {
+                let (_, values) = self.sequence.head(page, self.layer, self.head);
+                for slot in 0..PAGE {
+                    let from = values.add(slot * shape.padded() + part * LANES);
+                    let mut value = [L::splat(0.0); V];
+                    for (v, value) in value.iter_mut().enumerate() {
+                        *value = L::load(from.add(v * LANES));
+                    }
+                    for (q, sums) in sums.iter_mut().enumerate() {
+                        let weight = L::splat(*weights.add(q * slots + page * PAGE + slot));
+                        for (sum, value) in sums.iter_mut().zip(value) {
+                            *sum = weight.fma(value, *sum);
+                        }
+                    }
+                }
+            }
+            for (q, sums) in sums.into_iter().enumerate() {
+                let total = L::splat(totals[q]);
+                for (v, sum) in sums.into_iter().enumerate() {
+                    let mut numbers = [0f32; LANES];
+                    sum.div(total).store(numbers.as_mut_ptr());
+                    let from = (part + v) * LANES;
+                    let count = LANES.min(shape.head_dim.saturating_sub(from));
+                    let to = self.out.get().add(self.vectors[first + q].at + from);
+                    std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, count);
+                }
+            }
+        }
+    }
+}
+
+/// Turns scores into `exp(score - largest)`, zero from `visible` on, and returns their sum.
+#[inline(always)]
+unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> f32 {
+    let largest = scores[..visible].iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    // NaN passes through `exp` unseen (its clamp drops it): bring it back at the end.
+    let poisoned = scores[..visible].iter().any(|score| score.is_nan());
+    // SAFETY: the caller's; vectors of the slice.
+    let total = unsafe {
+        let shift = L::splat(-largest);
+        let mut total = L::splat(0.0);
+        for (block, scores) in scores.chunks_exact_mut(LANES).enumerate() {
+            let weights = exp(L::load(scores.as_ptr()).add(shift));
+            weights.store(scores.as_mut_ptr());
+            let seen = visible.saturating_sub(block * LANES).min(LANES);
+            scores[seen..].fill(0.0);
+            total = total.add(L::load(scores.as_ptr()));
+        }
+        sum(total)
+    };
+    if poisoned { f32::NAN } else { total }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::for_each_instruction_set;
+    use super::super::pages::{PageShape, attend};
+    use super::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0) * 1.5).collect()
+    }
+
+    fn filled(shape: PageShape, len: usize, seed: usize) -> (PagedSequence, Vec<f32>, Vec<f32>) {
+        let width = shape.heads * shape.head_dim;
+        let (keys, values) = (numbers(len * width, seed), numbers(len * width, seed + 1));
+        let mut sequence = PagedSequence::new(shape);
+        // In steps of uneven sizes, as a prompt and tokens are.
+        let mut start = 0;
+        for step in [5, 40, 1, 1].into_iter().chain(std::iter::repeat(17)) {
+            let end = (start + step).min(len);
+            sequence.reserve(end - start);
+            for layer in 0..shape.layers {
+                sequence.write(layer, &keys[start * width..end * width], &values[start * width..end * width]);
+            }
+            sequence.advance(end - start);
+            start = end;
+            if start == len {
+                break;
+            }
+        }
+        (sequence, keys, values)
+    }
+
+    /// One query head by the formula, in f64.
+    fn reference(query: &[f32], keys: &[f32], values: &[f32], width: usize, head: usize, visible: usize) -> Vec<f64> {
+        let dim = query.len();
+        let at = |x: &[f32], slot: usize, i: usize| f64::from(x[slot * width + head * dim + i]);
+        let scores: Vec<f64> = (0..visible)
+            .map(|slot| (0..dim).map(|i| f64::from(query[i]) * at(keys, slot, i)).sum::<f64>() / (dim as f64).sqrt())
+            .collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        (0..dim).map(|i| weights.iter().enumerate().map(|(s, w)| w * at(values, s, i)).sum::<f64>() / total).collect()
+    }
+
+    #[test]
+    fn attention_is_the_formula_and_does_not_depend_on_company() {
+        for (head_dim, heads, group) in [(64, 3, 3), (16, 2, 2), (20, 1, 4), (128, 2, 4)] {
+            let shape = PageShape { layers: 2, heads, head_dim };
+            let width = heads * head_dim;
+            let (long, keys, values) = filled(shape, 101, 1);
+            let (short, ..) = filled(shape, 7, 5);
+            let sequences = [long, short];
+            let places: Vec<Place> = [(0, 100), (0, 99), (0, 31), (0, 32), (0, 0), (1, 6), (1, 6), (0, 63)]
+                .map(|(sequence, position)| Place { sequence, position })
+                .to_vec();
+            let row = width * group;
+            let queries = numbers(places.len() * row, 11);
+            let mut first: Option<Vec<f32>> = None;
+            for_each_instruction_set(|set| {
+                let together = attend(&sequences, 1, &places, &queries);
+                assert_eq!(first.get_or_insert_with(|| together.clone()), &together, "{set:?}");
+                for (i, &place) in places.iter().enumerate() {
+                    let alone = attend(&sequences, 1, &[place], &queries[i * row..(i + 1) * row]);
+                    assert_eq!(alone, together[i * row..(i + 1) * row], "{set:?} {place:?}");
+                    if place.sequence == 0 {
+                        for head in 0..heads * group {
+                            let query = &queries[i * row + head * head_dim..][..head_dim];
+                            let expected = reference(query, &keys, &values, width, head / group, place.position + 1);
+                            let found = &alone[head * head_dim..][..head_dim];
+                            let close = expected.iter().zip(found).all(|(a, &b)| (a - f64::from(b)).abs() < 3e-6);
+                            assert!(close, "{set:?} {place:?} {head}");
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_fork_shares_its_past_and_nothing_else() {
+        let shape = PageShape { layers: 1, heads: 1, head_dim: 16 };
+        let (original, ..) = filled(shape, 40, 1);
+        let mut fork = original.clone();
+        fork.truncate(35);
+        let query = numbers(16, 3);
+        let at = |sequence: &PagedSequence, position| {
+            attend(std::slice::from_ref(sequence), 0, &[Place { sequence: 0, position }], &query)
+        };
+        let (before, past) = (at(&original, 39), at(&original, 34));
+        assert_eq!(at(&fork, 34), past);
+        fork.reserve(1);
+        fork.write(0, &[9.0; 16], &[9.0; 16]);
+        fork.advance(1);
+        assert_eq!((fork.len(), original.len()), (36, 40));
+        assert_eq!(at(&original, 39), before);
+        assert_eq!(at(&fork, 34), past);
+        assert_ne!(at(&fork, 35), at(&original, 35));
+    }
+
+    #[test]
+    fn a_poisoned_key_poisons_the_result() {
+        let shape = PageShape { layers: 1, heads: 1, head_dim: 16 };
+        let (mut sequence, ..) = filled(shape, 3, 1);
+        sequence.reserve(1);
+        sequence.write(0, &[f32::NAN; 16], &[1.0; 16]);
+        sequence.advance(1);
+        let query = numbers(16, 3);
+        let at = |position| attend(std::slice::from_ref(&sequence), 0, &[Place { sequence: 0, position }], &query);
+        assert!(at(2).iter().all(|x| x.is_finite()));
+        assert!(at(3).iter().all(|x| x.is_nan()));
+    }
+}

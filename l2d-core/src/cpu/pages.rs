@@ -1,0 +1,190 @@
+//! Keys and values of sequences, in pages that sequences share.
+
+use std::sync::Arc;
+
+use super::lanes::LANES;
+use super::packed::{COLUMNS, Line};
+use super::threads::{self, Shared};
+
+/// Positions of a page.
+pub(super) const PAGE: usize = COLUMNS;
+
+/// The sizes that decide how a page is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageShape {
+    /// Blocks of the model.
+    pub layers: usize,
+    /// Key/value heads.
+    pub heads: usize,
+    /// Numbers of a head.
+    pub head_dim: usize,
+}
+
+impl PageShape {
+    /// Numbers a head takes in a page's values: whole vectors.
+    pub(super) fn padded(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Numbers of one head of one layer: its keys `[head_dim, PAGE]`, then its values `[PAGE, padded]`.
+    fn head_size(&self) -> usize {
+        self.head_dim * PAGE + PAGE * self.padded()
+    }
+
+    fn size(&self) -> usize {
+        self.layers * self.heads * self.head_size()
+    }
+
+    /// Bytes of a page.
+    pub fn bytes(&self) -> usize {
+        self.size() * 4
+    }
+}
+
+/// [`PAGE`] positions of one sequence: for each layer and head the keys with positions side by side, so that a query meets
+/// 32 of them at once, and the values with their numbers side by side.
+#[derive(Clone)]
+struct Page(Box<[Line]>);
+
+impl Page {
+    fn new(shape: PageShape) -> Self {
+        Self(vec![Line([0; 64]); shape.bytes().div_ceil(64)].into_boxed_slice())
+    }
+}
+
+/// One sequence's keys (rotated) and values in all layers. A clone shares its pages until one of the two writes.
+#[derive(Clone)]
+pub struct PagedSequence {
+    shape: PageShape,
+    pages: Vec<Arc<Page>>,
+    len: usize,
+}
+
+impl std::fmt::Debug for PagedSequence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PagedSequence({} positions in {} pages)", self.len, self.pages.len())
+    }
+}
+
+impl PagedSequence {
+    /// An empty sequence.
+    pub fn new(shape: PageShape) -> Self {
+        Self { shape, pages: Vec::new(), len: 0 }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all but the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(self.len.div_ceil(PAGE));
+    }
+
+    /// Makes room for `new` positions, in pages of this sequence alone. To be called before they are written.
+    pub fn reserve(&mut self, new: usize) {
+        let end = self.len + new;
+        while self.pages.len() * PAGE < end {
+            self.pages.push(Arc::new(Page::new(self.shape)));
+        }
+        if new > 0 {
+            for page in &mut self.pages[self.len / PAGE..] {
+                Arc::make_mut(page);
+            }
+        }
+    }
+
+    /// Writes keys and values `[new, heads * head_dim]` of one layer at the positions from `len` on, for which
+    /// [`PagedSequence::reserve`] has made room; [`PagedSequence::advance`] makes them count.
+    pub fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        let (shape, width) = (self.shape, self.shape.heads * self.shape.head_dim);
+        for (i, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
+            let position = self.len + i;
+            let slot = position % PAGE;
+            let page = Arc::get_mut(&mut self.pages[position / PAGE]).expect("reserved for this sequence alone");
+            let heads = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
+            for (head, (key, value)) in heads.enumerate() {
+                let at = (layer * shape.heads + head) * shape.head_size();
+                let numbers = numbers_mut(&mut page.0);
+                for (i, &number) in key.iter().enumerate() {
+                    numbers[at + i * PAGE + slot] = number;
+                }
+                let at = at + shape.head_dim * PAGE + slot * shape.padded();
+                numbers[at..at + shape.head_dim].copy_from_slice(value);
+            }
+        }
+    }
+
+    /// Ends a step of `new` positions.
+    pub fn advance(&mut self, new: usize) {
+        self.len += new;
+    }
+
+    /// The keys `[head_dim, PAGE]` and values `[PAGE, padded]` of one page, layer and head.
+    pub(super) fn head(&self, page: usize, layer: usize, head: usize) -> (*const f32, *const f32) {
+        let at = (layer * self.shape.heads + head) * self.shape.head_size();
+        let numbers = numbers(&self.pages[page].0);
+        let keys = &numbers[at..at + self.shape.head_size()];
+        let (keys, values) = keys.split_at(self.shape.head_dim * PAGE);
+        (keys.as_ptr(), values.as_ptr())
+    }
+
+    pub(super) fn shape(&self) -> PageShape {
+        self.shape
+    }
+}
+
+fn numbers(lines: &[Line]) -> &[f32] {
+    // SAFETY: a line is 64 bytes, aligned for f32; any bits are a number.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+}
+
+fn numbers_mut(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}
+
+/// Where a row sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its sequence's place in the batch.
+    pub sequence: usize,
+    /// Its position; it sees the positions up to this one.
+    pub position: usize,
+}
+
+/// `softmax(Q K^T / sqrt(head_dim)) V` of one layer: `queries: [rows, query_heads * head_dim]`, same shape out. Rows of one
+/// sequence that follow one another share what is read of it. A row's result is the same bits whatever the others are.
+pub fn attend(sequences: &[PagedSequence], layer: usize, places: &[Place], queries: &[f32]) -> Vec<f32> {
+    let Some(shape) = sequences.first().map(PagedSequence::shape) else { return Vec::new() };
+    let width = queries.len() / places.len().max(1);
+    let mut mixed = vec![0f32; queries.len()];
+    if mixed.is_empty() {
+        return mixed;
+    }
+    // Runs of rows of one sequence.
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    for (row, place) in places.iter().enumerate() {
+        let pages = sequences[place.sequence].pages.len();
+        assert!(place.position < pages * PAGE, "position {} was never computed", place.position);
+        match runs.last_mut() {
+            Some(run) if places[run.start].sequence == place.sequence && run.len() < super::attention::RUN => {
+                run.end = row + 1;
+            }
+            _ => runs.push(row..row + 1),
+        }
+    }
+    let out = Shared::new(&mut mixed);
+    threads::run(runs.len() * shape.heads, |piece| {
+        let rows = runs[piece / shape.heads].clone();
+        super::attention::attend_run(sequences, layer, piece % shape.heads, places, rows, queries, width, out);
+    });
+    mixed
+}
