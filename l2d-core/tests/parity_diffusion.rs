@@ -7,7 +7,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use l2d_core::corruption::corrupt;
 use l2d_core::diffusion::{DiffusionPath, Modulation, merge};
-use l2d_core::lm::{AttentionPlan, KvCache, Lm, host_values};
+use l2d_core::lm::{AttentionPlan, Context, KvCache, Lm, host_values};
 use l2d_core::parameters::{ParameterPath, trainable};
 use l2d_testkit::models::{golden_l2d, reference_name, transposed};
 use l2d_testkit::{Golden, GoldenTensor, TestAutodiff, TestBackend, assert_close};
@@ -125,9 +125,8 @@ fn parity_blocks_and_logits() {
 
         let block = &case.path.blocks[0];
         let base = &case.lm.blocks[0];
-        let (keys, values) = cache.layer(0);
         let flow_in = case.golden.get("mid/block0/flow_attn_in").rows(&Default::default());
-        case.check(block.attention(flow_in, base, &plan, keys, values), "mid/block0/flow_attn_out", SHALLOW);
+        case.check(block.attention(flow_in, base, &plan, cache.layer(0)), "mid/block0/flow_attn_out", SHALLOW);
         let flow_in = case.golden.get("mid/block0/flow_mlp_in").rows(&Default::default());
         case.check(block.mlp(flow_in, base), "mid/block0/flow_mlp_out", SHALLOW);
 
@@ -168,12 +167,12 @@ fn parity_cached_last_position() {
             (case.tokens.clone(), vec![0; case.tokens.len()], "cache/logits_last"),
             (case.golden.token_rows("in/pad_input_ids"), paddings(&case.golden), "cache/pad_logits_last"),
         ] {
-            let mut cache = case.lm.new_cache(padding, 64);
+            let mut cache = case.lm.new_cache(padding.clone(), 64);
             let hidden = case.lm.forward(&tokens, &mut cache);
             let (batch, length) = (tokens.len(), tokens[0].len());
             let last: Vec<i32> = (0..batch).map(|b| (b * length + length - 1) as i32).collect();
             let hidden = hidden.select(0, Tensor::<B, 1, Int>::from_data(last.as_slice(), &Default::default()));
-            let plan = case.lm.plan_at(&cache, &vec![vec![length - 1]; batch]);
+            let plan = case.lm.plan_at(&cache, &padding.iter().map(|pad| vec![length - 1 - pad]).collect::<Vec<_>>());
             let mut found = Vec::new();
             for &t in &case.golden.get("cache/t_values").values {
                 let classes = case.classes.as_ref().map(|all| (0..batch).map(|b| all[b * length]).collect::<Vec<_>>());
@@ -195,7 +194,8 @@ fn parity_padded_flow_logits() {
         let mut cache = case.lm.new_cache(padding.clone(), 1);
         let hidden = case.lm.forward(&tokens, &mut cache);
         let length = tokens[0].len();
-        let plan = case.lm.plan_at(&cache, &vec![(0..length).collect(); tokens.len()]);
+        let positions = |pad: &usize| (0..length).map(|slot| slot.saturating_sub(*pad)).collect();
+        let plan = case.lm.plan_at(&cache, &padding.iter().map(positions).collect::<Vec<_>>());
         let modulation = case.modulation();
         let z = case.path.forward(&case.lm, &cache, &plan, &modulation, case.x_t());
         let logits = host_values(case.lm.logits(merge(hidden, z, &modulation)));
@@ -217,12 +217,12 @@ fn parity_loss_and_gradients() {
         let path: DiffusionPath<AB> = trainable(AutodiffModule::from_inner(case.path.clone()));
         let (cache, _, hidden) = case.main_pass();
         let length = case.tokens[0].len();
-        let plan = AttentionPlan::<AB>::new(
+        let plan = AttentionPlan::<AB>::dense(
             &lm.config,
             &lm.rope,
             cache.padding(),
             &vec![(0..length).collect(); case.tokens.len()],
-            cache.len(),
+            cache.slots(),
             &lm.device(),
             lm.dtype(),
         );
@@ -235,8 +235,8 @@ fn parity_loss_and_gradients() {
         let t = Tensor::from_data(TensorData::new(case.timesteps.clone(), [case.timesteps.len(), 1]), &device);
         let modulation = path.modulation(&case.timesteps, case.classes.as_deref());
         let context = |layer: usize| {
-            let (keys, values) = cache.layer(layer);
-            (Tensor::from_inner(keys), Tensor::from_inner(values))
+            let (keys, values) = cache.layer_tensors(layer).unwrap();
+            Context::Tensors(Tensor::from_inner(keys), Tensor::from_inner(values))
         };
         let z = path.forward_with(&lm, context, &plan, &modulation, corrupt(x1, x0, t), |_, _| {});
         let logits = lm.logits(merge(Tensor::from_inner(hidden), z, &modulation));

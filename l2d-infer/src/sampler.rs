@@ -2,6 +2,7 @@
 //!
 //! The filters and their order are those of Hugging Face `generate`: repetition penalty, temperature, top-k, top-p, min-p.
 
+use l2d_core::cpu::softmax_weights;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +152,9 @@ impl Sampler {
     }
 }
 
+/// Tokens whose weights are summed before any is looked at.
+const WALK_BLOCK: usize = 512;
+
 /// The `k`-th largest logit, minus infinity for `k = 0` or a `k` that keeps all.
 fn kth_largest(logits: &[f32], k: usize) -> f32 {
     if k == 0 || k >= logits.len() {
@@ -217,8 +221,29 @@ pub fn inverse_cdf(logits: &[f32], temperature: f64, u: f64) -> Result<usize> {
     if temperature == 0.0 {
         return Ok(best);
     }
-    let weights: Vec<f64> = logits.iter().map(|&logit| weight(logit, logits[best], temperature)).collect();
-    Ok(walk(weights.iter().copied(), u))
+    let weights = softmax_weights(logits, logits[best], temperature);
+    // Sums of blocks first: the token lies in one of them, and only that one is walked through.
+    let sums: Vec<f64> = weights.chunks(WALK_BLOCK).map(|block| block.iter().copied().map(f64::from).sum()).collect();
+    let mut left = u * sums.iter().sum::<f64>();
+    let mut chosen = None;
+    for (block, &sum) in sums.iter().enumerate().filter(|&(_, &sum)| sum > 0.0) {
+        chosen = Some((block, left));
+        if left < sum {
+            break;
+        }
+        left -= sum;
+    }
+    let Some((block, mut left)) = chosen else { return Ok(best) };
+    let mut token = best;
+    let first = block * WALK_BLOCK;
+    for (lane, &weight) in weights[first..].iter().take(WALK_BLOCK).enumerate().filter(|&(_, &weight)| weight > 0.0) {
+        token = first + lane;
+        left -= f64::from(weight);
+        if left < 0.0 {
+            break;
+        }
+    }
+    Ok(token)
 }
 
 /// `argmax(logits / temperature + g)` with Gumbel noise `g`, which is distributed as `softmax(logits / temperature)`

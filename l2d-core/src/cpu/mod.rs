@@ -25,8 +25,18 @@ pub(crate) use elementwise::{gated, normalised, rotated};
 pub use packed::{Blocks, LowRank, PackedMatrix, WeightFormat};
 pub use pages::{PageShape, PagedSequence, Place, attend};
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+/// A tensor through a function of its values, row-major f32; the shape stays.
+///
+/// # Panics
+/// If the tensor is not f32, which a model with packed weights never computes.
+pub(crate) fn map<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&[f32]) -> Vec<f32>) -> Tensor<B, D> {
+    let (device, shape, data) = (x.device(), x.dims(), x.into_data());
+    let values = f(data.as_slice::<f32>().expect("packed models compute in f32"));
+    Tensor::from_data(TensorData::new(values, shape), &device)
+}
 
 /// A tensor's values, row-major, as f32.
 pub(crate) fn host_rows<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {

@@ -2,14 +2,13 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use rand_chacha::ChaCha8Rng;
 
 use super::adapted::AdaptedLinear;
 use super::config::DiffusionConfig;
 use super::modulation::{BlockModulation, ModulationHead};
-use crate::lm::{AttentionPlan, Block, RmsNorm, attend, rms_normalise};
+use crate::lm::{AttentionPlan, Block, Context, gated};
 
 /// The base block's layers in their diffusion version, and the head that modulates them. Keys and values are the main
 /// path's: a diffusion token sees the main path up to its own position and no other diffusion token.
@@ -56,20 +55,20 @@ impl<B: Backend> DiffusionBlock<B> {
         }
     }
 
-    /// `z: [rows, H]`, same shape out. `keys` and `values` are the main path's for this block,
-    /// `[batch, kv_heads, slots, head_dim]`; `plan` says where the rows sit.
+    /// `z: [rows, H]`, same shape out. `context` holds the main path's keys and values for this
+    /// block; `plan` says where the rows sit.
     pub fn forward(
         &self,
         z: Tensor<B, 2>,
         base: &Block<B>,
         modulation: &BlockModulation<B>,
         plan: &AttentionPlan<B>,
-        keys: Tensor<B, 4>,
-        values: Tensor<B, 4>,
+        context: Context<'_, B>,
     ) -> Tensor<B, 2> {
-        let u = modulated(z.clone(), &base.attention_norm, &modulation.attention_scale, &modulation.attention_shift);
-        let z = z + self.attention(u, base, plan, keys, values) * modulation.attention_gate.clone();
-        let u = modulated(z.clone(), &base.mlp_norm, &modulation.mlp_scale, &modulation.mlp_shift);
+        let u =
+            base.attention_norm.forward_modulated(z.clone(), &modulation.attention_scale, &modulation.attention_shift);
+        let z = z + self.attention(u, base, plan, context) * modulation.attention_gate.clone();
+        let u = base.mlp_norm.forward_modulated(z.clone(), &modulation.mlp_scale, &modulation.mlp_shift);
         z + self.mlp(u, base) * modulation.mlp_gate.clone()
     }
 
@@ -79,27 +78,16 @@ impl<B: Backend> DiffusionBlock<B> {
         u: Tensor<B, 2>,
         base: &Block<B>,
         plan: &AttentionPlan<B>,
-        keys: Tensor<B, 4>,
-        values: Tensor<B, 4>,
+        context: Context<'_, B>,
     ) -> Tensor<B, 2> {
-        let queries = plan.query_rope.rotate(self.query.forward(u, &base.query));
-        self.output.forward(attend(plan, queries, keys, values), &base.output)
+        let queries = plan.rotate_queries(self.query.forward(u, &base.query));
+        self.output.forward(context.attend(plan, queries), &base.output)
     }
 
     /// `Down(SiLU(Gate(u)) * Up(u))`: `[rows, H]` to `[rows, H]`.
     pub fn mlp(&self, u: Tensor<B, 2>, base: &Block<B>) -> Tensor<B, 2> {
-        let gated = silu(self.gate.forward(u.clone(), &base.mlp.gate)) * self.up.forward(u, &base.mlp.up);
+        let gate = self.gate.forward(u.clone(), &base.mlp.gate);
+        let gated = gated(gate, self.up.forward(u, &base.mlp.up), base.mlp.gate.is_packed());
         self.down.forward(gated, &base.mlp.down)
     }
-}
-
-/// `RMS(z) * (n + scale) + shift`: the scale is added to the norm's frozen weight. `[rows, H]` in and out; `scale` and
-/// `shift` are `[rows, H]` or `[1, H]`.
-pub(crate) fn modulated<B: Backend>(
-    z: Tensor<B, 2>,
-    norm: &RmsNorm<B>,
-    scale: &Tensor<B, 2>,
-    shift: &Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    rms_normalise(z, norm.eps) * (norm.weight.val().unsqueeze() + scale.clone()) + shift.clone()
 }

@@ -12,7 +12,7 @@ use super::timestep::TimestepEmbedding;
 use super::translation::Translation;
 use super::vocabulary::DiffusionVocabulary;
 use crate::init;
-use crate::lm::{AttentionPlan, KvCache, Lm};
+use crate::lm::{AttentionPlan, Context, KvCache, Lm};
 
 /// Everything that L2D trains.
 #[derive(Module, Debug)]
@@ -116,11 +116,11 @@ impl<B: Backend> DiffusionPath<B> {
         self.forward_with(lm, |layer| cache.layer(layer), plan, modulation, x_t, |_, _| {})
     }
 
-    /// [`DiffusionPath::forward`] with keys and values from `context(layer)`, calling `visit(layer, z)` after each block.
-    pub fn forward_with(
+    /// [`DiffusionPath::forward`] with keys and values in `context(layer)`, calling `visit(layer, z)` after each block.
+    pub fn forward_with<'a>(
         &self,
         lm: &Lm<B>,
-        context: impl Fn(usize) -> (Tensor<B, 4>, Tensor<B, 4>),
+        context: impl Fn(usize) -> Context<'a, B>,
         plan: &AttentionPlan<B>,
         modulation: &Modulation<B>,
         x_t: Tensor<B, 2>,
@@ -130,8 +130,7 @@ impl<B: Backend> DiffusionPath<B> {
         for (layer, ((block, base), modulation)) in
             self.blocks.iter().zip(&lm.blocks).zip(&modulation.blocks).enumerate()
         {
-            let (keys, values) = context(layer);
-            z = block.forward(z, base, modulation, plan, keys, values);
+            z = block.forward(z, base, modulation, plan, context(layer));
             visit(layer, &z);
         }
         z

@@ -7,15 +7,27 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::kv_cache::KvCache;
 use super::rope::{Rope, RopeTable};
 use crate::config::LmConfig;
+use crate::cpu::{self, PagedSequence, Place};
 
 /// Where a set of query rows sits: their rotary angles and what each may see. Made once, used by every block and, at a
 /// fixed position, by every evaluation of the diffusion path.
 #[derive(Debug, Clone)]
-pub struct AttentionPlan<B: Backend> {
+pub struct AttentionPlan<B: Backend>(Plan<B>);
+
+#[derive(Debug, Clone)]
+enum Plan<B: Backend> {
+    Dense(DensePlan<B>),
+    /// For rows over a paged cache.
+    Paged(PagedPlan),
+}
+
+/// A rectangle of rows, equally many for each sequence, over a dense cache.
+#[derive(Debug, Clone)]
+pub(crate) struct DensePlan<B: Backend> {
     /// Rotation of the rows' queries.
-    pub query_rope: RopeTable<B>,
+    query_rope: RopeTable<B>,
     /// Rotation of the rows' keys, where they have any.
-    pub key_rope: RopeTable<B>,
+    key_rope: RopeTable<B>,
     /// Added to the scores: 0 where a row may look, hugely negative elsewhere. `[batch, 1, 1, rows, slots]`; `None` when
     /// every row sees every slot.
     bias: Option<Tensor<B, 5>>,
@@ -24,73 +36,137 @@ pub struct AttentionPlan<B: Backend> {
     head_dim: usize,
 }
 
+/// Any rows over a paged cache.
+#[derive(Debug, Clone)]
+pub(crate) struct PagedPlan {
+    pub(crate) places: Vec<Place>,
+    /// `[rows, head_dim / 2]`.
+    cos: Vec<f32>,
+    /// `[rows, head_dim / 2]`.
+    sin: Vec<f32>,
+}
+
 impl<B: Backend> AttentionPlan<B> {
-    /// Rows at the given slots (`slots[b]` for sequence `b`, equally many each) of a cache that will hold `cached` slots
-    /// when they attend. The row in slot `s` of sequence `b` sees slots `padding[b] ..= s` and has position
-    /// `s - padding[b]`.
-    pub fn new(
+    /// Rows at the given positions (`positions[b]` of sequence `b`; equally many each over a dense cache) of a cache that
+    /// will hold `added` more positions of each sequence when they attend. A row sees its sequence up to its own position.
+    pub(crate) fn new(
         config: &LmConfig,
         rope: &Rope,
-        padding: &[usize],
-        slots: &[Vec<usize>],
-        cached: usize,
+        cache: &KvCache<B>,
+        positions: &[Vec<usize>],
+        added: usize,
         device: &B::Device,
         dtype: DType,
     ) -> Self {
-        let (batch, rows) = (slots.len(), slots.first().map_or(0, Vec::len));
-        let positions: Vec<Vec<usize>> = slots
-            .iter()
-            .zip(padding)
-            .map(|(slots, &pad)| slots.iter().map(|&slot| slot.saturating_sub(pad)).collect())
-            .collect();
-        let sees_all = padding.iter().all(|&pad| pad == 0) && slots.iter().flatten().all(|&slot| slot + 1 == cached);
+        if cache.is_paged() {
+            let (cos, sin) = rope.angles(positions.iter().flatten().copied());
+            let places = positions.iter().enumerate();
+            let places = places.flat_map(|(sequence, at)| at.iter().map(move |&position| Place { sequence, position }));
+            return Self(Plan::Paged(PagedPlan { places: places.collect(), cos, sin }));
+        }
+        Self::dense(config, rope, cache.padding(), positions, cache.slots() + added, device, dtype)
+    }
+
+    /// Rows at the given positions, equally many of each sequence, over keys and values in `slots` slots. Sequence `b`
+    /// begins in slot `padding[b]`.
+    pub fn dense(
+        config: &LmConfig,
+        rope: &Rope,
+        padding: &[usize],
+        positions: &[Vec<usize>],
+        slots: usize,
+        device: &B::Device,
+        dtype: DType,
+    ) -> Self {
+        let (batch, rows) = (positions.len(), positions.first().map_or(0, Vec::len));
+        let last = |b: usize, position: usize| position + padding[b] + 1 == slots;
+        let sees_all = padding.iter().all(|&pad| pad == 0)
+            && positions.iter().enumerate().all(|(b, at)| at.iter().all(|&position| last(b, position)));
         let bias = (!sees_all).then(|| {
             let hidden = if dtype == DType::F16 { -6e4 } else { -1e30 };
-            let mut values = Vec::with_capacity(batch * rows * cached);
-            for (slots, &pad) in slots.iter().zip(padding) {
-                for &slot in slots {
-                    values.extend((0..cached).map(|key| if key >= pad && key <= slot { 0f32 } else { hidden }));
+            let mut values = Vec::with_capacity(batch * rows * slots);
+            for (at, &pad) in positions.iter().zip(padding) {
+                for &position in at {
+                    let seen = pad..=pad + position;
+                    values.extend((0..slots).map(|slot| if seen.contains(&slot) { 0f32 } else { hidden }));
                 }
             }
-            Tensor::<B, 5>::from_data(TensorData::new(values, [batch, 1, 1, rows, cached]), device).cast(dtype)
+            Tensor::<B, 5>::from_data(TensorData::new(values, [batch, 1, 1, rows, slots]), device).cast(dtype)
         });
-        Self {
-            query_rope: rope.table(&positions, config.num_heads, device).cast(dtype),
-            key_rope: rope.table(&positions, config.num_kv_heads, device).cast(dtype),
+        Self(Plan::Dense(DensePlan {
+            query_rope: rope.table(positions, config.num_heads, device).cast(dtype),
+            key_rope: rope.table(positions, config.num_kv_heads, device).cast(dtype),
             bias,
             batch,
             rows,
             head_dim: config.head_dim,
+        }))
+    }
+
+    /// Queries `[rows, heads * head_dim]`, rotated to their positions.
+    pub fn rotate_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.0 {
+            Plan::Dense(plan) => plan.query_rope.rotate(x),
+            Plan::Paged(plan) => plan.rotate(x),
         }
     }
 
-    /// The next `new` slots of a cache.
-    pub fn next(
-        config: &LmConfig,
-        rope: &Rope,
-        cache: &KvCache<B>,
-        new: usize,
-        device: &B::Device,
-        dtype: DType,
-    ) -> Self {
-        let slots: Vec<Vec<usize>> = vec![(cache.len()..cache.len() + new).collect(); cache.batch()];
-        Self::new(config, rope, cache.padding(), &slots, cache.len() + new, device, dtype)
+    /// Keys `[rows, kv_heads * head_dim]`, rotated to their positions.
+    pub fn rotate_keys(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.0 {
+            Plan::Dense(plan) => plan.key_rope.rotate(x),
+            Plan::Paged(plan) => plan.rotate(x),
+        }
     }
 
+    pub(crate) fn as_dense(&self) -> &DensePlan<B> {
+        match &self.0 {
+            Plan::Dense(plan) => plan,
+            Plan::Paged(_) => unreachable!("a plan is used with the kind of cache it was made for"),
+        }
+    }
+
+    pub(crate) fn as_paged(&self) -> &PagedPlan {
+        match &self.0 {
+            Plan::Paged(plan) => plan,
+            Plan::Dense(_) => unreachable!("a plan is used with the kind of cache it was made for"),
+        }
+    }
+}
+
+impl<B: Backend> DensePlan<B> {
     /// Keys or values `[batch * rows, kv_heads * head_dim]` as `[batch, kv_heads, rows, head_dim]`.
-    pub fn split_heads(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+    pub(crate) fn split_heads(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
         let heads = x.dims()[1] / self.head_dim;
         x.reshape([self.batch, self.rows, heads, self.head_dim]).swap_dims(1, 2)
     }
+}
 
-    /// Number of sequences.
-    pub fn batch(&self) -> usize {
-        self.batch
+impl PagedPlan {
+    fn rotate<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let rows = self.places.len();
+        cpu::map(x, |x| cpu::rotated(x, &self.cos, &self.sin, rows, self.cos.len() / rows.max(1)))
     }
+}
 
-    /// Rows per sequence.
-    pub fn rows(&self) -> usize {
-        self.rows
+/// What the rows of a block attend to: the keys and values of some positions in one layer.
+#[derive(Debug)]
+pub enum Context<'a, B: Backend> {
+    /// `[batch, kv_heads, slots, head_dim]` each.
+    Tensors(Tensor<B, 4>, Tensor<B, 4>),
+    /// A layer of sequences in pages.
+    Pages(&'a [PagedSequence], usize),
+}
+
+impl<B: Backend> Context<'_, B> {
+    /// `softmax(Q K^T / sqrt(head_dim)) V` for rotated queries `[rows, heads * head_dim]`, same shape out.
+    pub fn attend(self, plan: &AttentionPlan<B>, queries: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Self::Tensors(keys, values) => attend(plan.as_dense(), queries, keys, values),
+            Self::Pages(sequences, layer) => {
+                cpu::map(queries, |queries| cpu::attend(sequences, layer, &plan.as_paged().places, queries))
+            }
+        }
     }
 }
 
@@ -99,8 +175,8 @@ impl<B: Backend> AttentionPlan<B> {
 ///
 /// Keys and values are never repeated. The query heads of one key/value head are a broadcast axis where there are many
 /// rows; where there is one row each they are rows of one product, so that keys and values are read once.
-pub fn attend<B: Backend>(
-    plan: &AttentionPlan<B>,
+fn attend<B: Backend>(
+    plan: &DensePlan<B>,
     queries: Tensor<B, 2>,
     keys: Tensor<B, 4>,
     values: Tensor<B, 4>,

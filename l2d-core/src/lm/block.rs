@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::attention::{AttentionPlan, attend};
+use super::attention::AttentionPlan;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::mlp::Mlp;
@@ -39,11 +39,12 @@ impl<B: Backend> Block<B> {
             value: self.value.packed(format),
             output: self.output.packed(format),
             mlp: self.mlp.packed(format),
-            ..self
+            attention_norm: self.attention_norm.packed(),
+            mlp_norm: self.mlp_norm.packed(),
         }
     }
 
-    /// `x: [batch * rows, H]`, same shape out; appends this block's keys and values to the cache.
+    /// `x: [rows, H]`, same shape out; appends this block's keys and values to the cache.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
@@ -52,11 +53,11 @@ impl<B: Backend> Block<B> {
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
         let u = self.attention_norm.forward(x.clone());
-        let queries = plan.query_rope.rotate(self.query.forward(u.clone()));
-        let keys = plan.split_heads(plan.key_rope.rotate(self.key.forward(u.clone())));
-        let values = plan.split_heads(self.value.forward(u));
-        let (keys, values) = cache.append(layer, keys, values);
-        let x = x + self.output.forward(attend(plan, queries, keys, values));
+        let queries = plan.rotate_queries(self.query.forward(u.clone()));
+        let keys = plan.rotate_keys(self.key.forward(u.clone()));
+        let values = self.value.forward(u);
+        let context = cache.append(layer, plan, keys, values);
+        let x = x + self.output.forward(context.attend(plan, queries));
         let u = self.mlp_norm.forward(x.clone());
         x + self.mlp.forward(u)
     }

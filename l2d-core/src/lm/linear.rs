@@ -93,6 +93,11 @@ impl<B: Backend> Linear<B> {
         }
     }
 
+    /// Whether the CPU's decoding kernels compute it.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
     /// `[in, out]`.
     pub fn shape(&self) -> [usize; 2] {
         match &self.packed {

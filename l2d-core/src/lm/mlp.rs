@@ -6,7 +6,16 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 
 use super::linear::Linear;
-use crate::cpu::WeightFormat;
+use crate::cpu::{self, WeightFormat};
+
+/// `SiLU(gate) * up`, by the CPU's decoding kernel where the layers are `packed` for it.
+pub(crate) fn gated<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>, packed: bool) -> Tensor<B, 2> {
+    if !packed {
+        return silu(gate) * up;
+    }
+    let up = up.into_data();
+    cpu::map(gate, |gate| cpu::gated(gate, up.as_slice().expect("packed models compute in f32")))
+}
 
 /// `Down( SiLU(Gate(x)) * Up(x) )`.
 #[derive(Module, Debug)]
@@ -27,7 +36,6 @@ impl<B: Backend> Mlp<B> {
 
     /// `x: [rows, H]`, same shape out.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let gated = silu(self.gate.forward(x.clone())) * self.up.forward(x);
-        self.down.forward(gated)
+        self.down.forward(gated(self.gate.forward(x.clone()), self.up.forward(x), self.gate.is_packed()))
     }
 }

@@ -13,11 +13,12 @@ mod norm;
 mod rope;
 mod weights;
 
-pub use attention::{AttentionPlan, attend};
+pub use attention::{AttentionPlan, Context};
 pub use block::Block;
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Lora};
 pub use mlp::Mlp;
+pub(crate) use mlp::gated;
 pub use model::Lm;
 pub use norm::{RmsNorm, rms_normalise};
 pub use rope::{Rope, RopeTable};

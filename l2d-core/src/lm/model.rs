@@ -39,18 +39,19 @@ impl<B: Backend> Lm<B> {
         self.embedding.val().select(0, tokens)
     }
 
-    /// Runs the main path over the next tokens of every sequence, row-major `[batch][new]` with equally many each, and
-    /// appends to the cache. Returns the hidden states before the final norm, `[batch * new, H]`.
+    /// Runs the main path over the next tokens of every sequence and appends to the cache. Returns the hidden states before
+    /// the final norm, `[rows, H]`, sequence by sequence.
     ///
-    /// Padding slots (see [`KvCache`]) take any valid token id; their rows are meaningless and nothing sees them.
+    /// In a dense cache every sequence has equally many tokens, and padding slots (see [`Lm::new_cache`]) take any valid
+    /// token id: their rows are meaningless and nothing sees them.
     ///
     /// # Panics
-    /// When `tokens` does not hold the same number of tokens for each of the cache's sequences.
+    /// When `tokens` does not hold a list for each of the cache's sequences, or lists of different lengths for a dense cache.
     pub fn forward(&self, tokens: &[Vec<u32>], cache: &mut KvCache<B>) -> Tensor<B, 2> {
         self.forward_with(tokens, cache, |_, _| {})
     }
 
-    /// [`Lm::forward`], calling `visit(layer, hidden)` with the residual stream `[batch * new, H]` after each block.
+    /// [`Lm::forward`], calling `visit(layer, hidden)` with the residual stream `[rows, H]` after each block.
     pub fn forward_with(
         &self,
         tokens: &[Vec<u32>],
@@ -58,16 +59,27 @@ impl<B: Backend> Lm<B> {
         mut visit: impl FnMut(usize, &Tensor<B, 2>),
     ) -> Tensor<B, 2> {
         let new = tokens.first().map_or(0, Vec::len);
-        assert!(tokens.len() == cache.batch() && tokens.iter().all(|row| row.len() == new), "ragged token rows");
+        assert_eq!(tokens.len(), cache.batch(), "tokens for every sequence");
+        assert!(cache.is_paged() || tokens.iter().all(|row| row.len() == new), "ragged rows for a dense cache");
         let device = self.device();
         let ids = token_ids(tokens.iter().flatten().copied(), &device);
         let mut x = self.embed(ids);
-        let plan = AttentionPlan::next(&self.config, &self.rope, cache, new, &device, self.dtype());
+        let positions = |(b, row): (usize, &Vec<u32>)| {
+            // A padding slot has no position of its own; any will do.
+            let (start, pad) = (cache.slots(), cache.padding().get(b).copied());
+            match pad {
+                Some(pad) => (start..start + row.len()).map(|slot| slot.saturating_sub(pad)).collect(),
+                None => (cache.len_of(b)..cache.len_of(b) + row.len()).collect(),
+            }
+        };
+        let positions: Vec<Vec<usize>> = tokens.iter().enumerate().map(positions).collect();
+        let plan = AttentionPlan::new(&self.config, &self.rope, cache, &positions, new, &device, self.dtype());
+        cache.reserve(tokens.iter().map(Vec::len));
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(x, layer, &plan, cache);
             visit(layer, &x);
         }
-        cache.advance(new);
+        cache.advance(tokens.iter().map(Vec::len));
         x
     }
 
@@ -93,17 +105,30 @@ impl<B: Backend> Lm<B> {
                 Linear::from_packed(PackedMatrix::from_rows(&table, vocab, hidden, format), None, &device)
             }
         };
-        Self { blocks, head: Some(head), ..self }
+        Self { blocks, head: Some(head), final_norm: self.final_norm.packed(), ..self }
     }
 
-    /// The plan of diffusion or probe rows at the given slots of a cache (equally many per sequence).
-    pub fn plan_at(&self, cache: &KvCache<B>, slots: &[Vec<usize>]) -> AttentionPlan<B> {
-        AttentionPlan::new(&self.config, &self.rope, cache.padding(), slots, cache.len(), &self.device(), self.dtype())
+    /// The plan of diffusion or probe rows at the given positions of a cache's sequences (equally many each, if the cache is
+    /// dense).
+    pub fn plan_at(&self, cache: &KvCache<B>, positions: &[Vec<usize>]) -> AttentionPlan<B> {
+        AttentionPlan::new(&self.config, &self.rope, cache, positions, 0, &self.device(), self.dtype())
     }
 
-    /// An empty cache for sequences with the given left padding; see [`KvCache::new`].
+    /// An empty cache for sequences with the given left padding. `capacity` is a hint of how many slots will be needed.
+    ///
+    /// Sequences of different lengths are padded on the left: the token in slot `s` of sequence `b` has position
+    /// `s - padding[b]`. A packed model's cache consists of pages, takes lists of different lengths and has no padding slots:
+    /// see [`Lm::is_packed`].
     pub fn new_cache(&self, padding: Vec<usize>, capacity: usize) -> KvCache<B> {
-        KvCache::new(&self.config, padding, capacity)
+        if self.is_packed() {
+            return KvCache::paged(&self.config, padding.len());
+        }
+        KvCache::dense(&self.config, padding, capacity)
+    }
+
+    /// Whether the CPU's decoding kernels compute it; see [`Lm::packed`].
+    pub fn is_packed(&self) -> bool {
+        self.head.as_ref().is_some_and(Linear::is_packed)
     }
 
     /// Where the weights are.

@@ -4,6 +4,9 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType, Tensor};
 
+use super::weights::host_values;
+use crate::cpu;
+
 /// `RMS(x) = x / sqrt(mean(x^2) + eps)` over the last axis of `x: [rows, width]`, computed in f32 whatever the compute
 /// type (half precision overflows in `x^2`).
 pub fn rms_normalise<B: Backend>(x: Tensor<B, 2>, eps: f64) -> Tensor<B, 2> {
@@ -22,16 +25,43 @@ pub struct RmsNorm<B: Backend> {
     pub weight: Param<Tensor<B, 1>>,
     /// Added to the mean square.
     pub eps: f64,
+    /// The weight on the host, where the CPU's decoding kernels compute the norm.
+    #[module(skip)]
+    host: Option<Vec<f32>>,
 }
 
 impl<B: Backend> RmsNorm<B> {
     /// A norm with the given weight, `[width]`.
     pub fn new(weight: Tensor<B, 1>, eps: f64) -> Self {
-        Self { weight: Param::from_tensor(weight), eps }
+        Self { weight: Param::from_tensor(weight), eps, host: None }
+    }
+
+    /// The same norm, computed by the CPU's decoding kernels.
+    pub fn packed(self) -> Self {
+        let host = Some(self.host.unwrap_or_else(|| host_values(self.weight.val())));
+        Self { host, ..self }
+    }
+
+    /// `RMS(x) * (weight + scale) + shift`. `x: [rows, width]` and the same out; `scale` and `shift` are `[rows, width]` or
+    /// `[1, width]`.
+    pub fn forward_modulated(&self, x: Tensor<B, 2>, scale: &Tensor<B, 2>, shift: &Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.host {
+            None => {
+                let weight = self.weight.val().unsqueeze() + scale.clone();
+                rms_normalise(x, self.eps) * weight + shift.clone()
+            }
+            Some(weight) => {
+                let (scale, shift) = (host_values(scale.clone()), host_values(shift.clone()));
+                cpu::map(x, |x| cpu::normalised(x, weight, self.eps, Some((&scale, &shift))))
+            }
+        }
     }
 
     /// `x: [rows, width]`, same shape out.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        rms_normalise(x, self.eps) * self.weight.val().unsqueeze()
+        match &self.host {
+            None => rms_normalise(x, self.eps) * self.weight.val().unsqueeze(),
+            Some(weight) => cpu::map(x, |x| cpu::normalised(x, weight, self.eps, None)),
+        }
     }
 }

@@ -40,6 +40,14 @@ impl Rope {
         Self { inv_freq }
     }
 
+    /// Cosines and sines of the angles at the given positions, `[positions, head_dim / 2]` each.
+    pub(crate) fn angles(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
+        positions
+            .flat_map(|position| self.inv_freq.iter().map(move |f| (position as f32 * f).sin_cos()))
+            .map(|(sin, cos)| (cos, sin))
+            .unzip()
+    }
+
     /// The rotation of `heads` heads at the given positions, row-major `[batch][rows]`.
     pub fn table<B: Backend>(&self, positions: &[Vec<usize>], heads: usize, device: &B::Device) -> RopeTable<B> {
         let half = self.inv_freq.len();

@@ -55,8 +55,8 @@ pub(super) enum Where {
 pub struct Positions<'a, B: Backend> {
     /// The main path's keys and values up to these positions.
     pub cache: &'a KvCache<B>,
-    /// The slots in the cache, equally many for each sequence. Rows are counted sequence by sequence.
-    pub slots: &'a [Vec<usize>],
+    /// Positions in each sequence of the cache, equally many for each. Rows are counted sequence by sequence.
+    pub positions: &'a [Vec<usize>],
     /// The main path's hidden states at these positions, before the final norm: `[rows, H]`.
     pub hidden: Tensor<B, 2>,
 }
@@ -205,9 +205,9 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         go_on: impl Fn() -> bool,
     ) -> Result<Option<Diffused<B>>> {
         let rows = positions.hidden.dims()[0];
-        let slots: usize = positions.slots.iter().map(Vec::len).sum();
+        let count: usize = positions.positions.iter().map(Vec::len).sum();
         let guided = &conditions.guided;
-        if guided.len() != rows || slots != rows || x0.len() != rows * self.dim() {
+        if guided.len() != rows || count != rows || x0.len() != rows * self.dim() {
             return Err(Error::parameter("rows", rows, "the same in positions, conditions and initial state"));
         }
         let lanes = conditions.lanes();
@@ -218,8 +218,8 @@ impl<'m, B: Backend> Diffuser<'m, B> {
             return self.diffuse_in_parallel(ahead, positions, conditions, x0, &mut draw, &mut visit, &go_on);
         }
         let lm = &self.model.lm;
-        let single = lm.plan_at(positions.cache, positions.slots);
-        let doubled = (lanes == 2).then(|| lm.plan_at(positions.cache, &repeated(positions.slots)));
+        let single = lm.plan_at(positions.cache, positions.positions);
+        let doubled = (lanes == 2).then(|| lm.plan_at(positions.cache, &repeated(positions.positions)));
         let plan = doubled.as_ref().unwrap_or(&single);
         let hidden = repeat_rows(positions.hidden.clone(), lanes); // [rows * lanes, H]
 
@@ -330,17 +330,22 @@ impl From<Error> for Interruption {
 }
 
 /// Each row `times` times in a row: `[rows, width]` to `[rows * times, width]`.
-pub(super) fn repeat_rows<B: Backend>(x: Tensor<B, 2>, times: usize) -> Tensor<B, 2> {
+fn repeat_rows<B: Backend>(x: Tensor<B, 2>, times: usize) -> Tensor<B, 2> {
     if times == 1 {
         return x;
     }
-    let rows = x.dims()[0] as i32;
-    let indices: Vec<i32> = (0..rows).flat_map(|row| vec![row; times]).collect();
+    let rows = x.dims()[0];
+    pick_rows(x, (0..rows).flat_map(|row| vec![row; times]))
+}
+
+/// The rows of `x: [_, width]` with the given numbers.
+pub(super) fn pick_rows<B: Backend>(x: Tensor<B, 2>, rows: impl Iterator<Item = usize>) -> Tensor<B, 2> {
+    let indices: Vec<i32> = rows.map(|row| row as i32).collect();
     let indices = Tensor::<B, 1, Int>::from_data(indices.as_slice(), &x.device());
     x.select(0, indices)
 }
 
-/// Each slot twice.
-fn repeated(slots: &[Vec<usize>]) -> Vec<Vec<usize>> {
-    slots.iter().map(|slots| slots.iter().flat_map(|&slot| [slot, slot]).collect()).collect()
+/// Each position twice.
+fn repeated(positions: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    positions.iter().map(|at| at.iter().flat_map(|&position| [position, position]).collect()).collect()
 }

@@ -195,6 +195,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
         max_tokens: usize,
         cancelled: &dyn Fn() -> bool,
     ) -> Option<(KvCache<B>, Tensor<B, 2>)> {
+        if self.lm.is_packed() {
+            return self.prefill_ragged(rows, cancelled);
+        }
         let longest = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
         let padding: Vec<usize> = rows.iter().map(|row| longest - row.tokens.len()).collect();
         let padded: Vec<Vec<u32>> = rows
@@ -218,6 +221,26 @@ impl<'m, B: Backend> Decoder<'m, B> {
             }
             start = end;
         }
+    }
+
+    /// The prompts in pages, a bounded number of rows at a time.
+    fn prefill_ragged(&self, rows: &[Row<'_>], cancelled: &dyn Fn() -> bool) -> Option<(KvCache<B>, Tensor<B, 2>)> {
+        let mut cache = self.lm.new_cache(Vec::new(), 0);
+        let mut last = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut own = self.lm.new_cache(vec![0], 0);
+            for chunk in row.tokens.chunks(PREFILL_SLOTS) {
+                if cancelled() {
+                    return None;
+                }
+                let hidden = self.lm.forward(&[chunk.to_vec()], &mut own); // [chunk, H]
+                if own.len_of(0) == row.tokens.len() {
+                    last.push(hidden.narrow(0, chunk.len() - 1, 1));
+                }
+            }
+            cache.join(own);
+        }
+        Some((cache, Tensor::cat(last, 0)))
     }
 
     fn conditions(&self, rows: &[Row<'_>]) -> Result<Option<Conditions<B>>> {
@@ -246,8 +269,8 @@ impl<'m, B: Backend> Decoder<'m, B> {
             .flat_map(|row| noise.initial(row.place(), diffuser.dim()))
             .map(|x| diffuser.sigma() * x)
             .collect();
-        let slots = vec![vec![cache.len() - 1]; rows.len()];
-        let positions = Positions { cache, slots: &slots, hidden: hidden.clone() };
+        let last: Vec<Vec<usize>> = (0..rows.len()).map(|sequence| vec![cache.len_of(sequence) - 1]).collect();
+        let positions = Positions { cache, positions: &last, hidden: hidden.clone() };
         let draw = |row: usize, call: usize, lane: Lane, logits: &[f32], temperature: f64| {
             noise.velocity_token(rows[row].place(), call, lane, logits, temperature)
         };

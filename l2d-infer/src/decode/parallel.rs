@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::lm::host_values;
 
-use super::diffuser::{Conditions, Diffused, Diffuser, Positions, Where, repeat_rows};
+use super::diffuser::{Conditions, Diffused, Diffuser, Positions, Where, pick_rows};
 use super::noise::Lane;
 use crate::error::Result;
 use crate::sampler::argmax;
@@ -78,15 +78,27 @@ impl<B: Backend> Diffuser<'_, B> {
                 return Ok(None);
             }
             let planned: Vec<Vec<Evaluation>> = tracks.iter().map(|track| self.next(track, ahead)).collect();
-            let width = planned.iter().map(Vec::len).max().unwrap_or(0);
+            // Over pages each row takes part with as many evaluations as it has. In a dense batch all take part with equally
+            // many, and what is too much repeats the last and is not read.
+            let longest = planned.iter().map(Vec::len).max().unwrap_or(0);
+            let widths: Vec<usize> = planned
+                .iter()
+                .map(|planned| if positions.cache.is_paged() { planned.len() } else { longest })
+                .collect();
+            let firsts: Vec<usize> = widths
+                .iter()
+                .scan(0, |next, width| {
+                    *next += width;
+                    Some(*next - width)
+                })
+                .collect();
             let x1 = self.targets(&tracks, lanes);
             let (mut states, mut modulations) = (Vec::new(), Vec::new());
             for (row, planned) in planned.iter().enumerate() {
                 let part = row * self.calls.len() * lanes * d..(row + 1) * self.calls.len() * lanes * d;
                 let (at_call, at_end) =
                     self.states(x0[row * d..(row + 1) * d].to_vec(), &x1[part], conditions.guided[row]);
-                // All rows take part with equally many evaluations; what is too much repeats the last and is not read.
-                for slot in 0..width {
+                for slot in 0..widths[row] {
                     let (state, time) = match planned.get(slot).or(planned.last()) {
                         Some(&Evaluation::Call(call)) => match self.calls[call].at {
                             Where::Between(time) => (&at_call[call], Some(time)),
@@ -100,16 +112,17 @@ impl<B: Backend> Diffuser<'_, B> {
                     }
                 }
             }
-            let repeats = width * lanes;
-            let slots: Vec<Vec<usize>> = positions
-                .slots
+            let mut row = 0..;
+            let repeated: Vec<Vec<usize>> = positions
+                .positions
                 .iter()
-                .map(|slots| slots.iter().flat_map(|&slot| vec![slot; repeats]).collect())
+                .map(|at| at.iter().zip(&mut row).flat_map(|(&at, row)| vec![at; widths[row] * lanes]).collect())
                 .collect();
             let lm = &self.model.lm;
-            let plan = lm.plan_at(positions.cache, &slots);
+            let plan = lm.plan_at(positions.cache, &repeated);
             let x_t = self.tensor(&states);
-            let hidden = repeat_rows(positions.hidden.clone(), repeats);
+            let sources = widths.iter().enumerate().flat_map(|(row, width)| vec![row; width * lanes]);
+            let hidden = pick_rows(positions.hidden.clone(), sources);
             let modulation = self.modulation.rows(&modulations);
             let logits = host_values(self.model.logits(positions.cache, &plan, &modulation, hidden, x_t));
 
@@ -121,7 +134,7 @@ impl<B: Backend> Diffuser<'_, B> {
                 let mut right = true;
                 let mut newest: &[f32] = &[];
                 for (slot, &evaluation) in planned.iter().enumerate() {
-                    let from = (row * width + slot) * lanes;
+                    let from = (firsts[row] + slot) * lanes;
                     let of_lane = |lane: usize| &logits[(from + lane) * vocabulary..(from + lane + 1) * vocabulary];
                     match evaluation {
                         Evaluation::Closing => track.closing = right.then(|| of_lane(0).to_vec()),

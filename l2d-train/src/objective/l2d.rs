@@ -5,7 +5,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::corruption::{TimestepSampling, corrupt};
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, merge};
-use l2d_core::lm::{AttentionPlan, KvCache, Lm};
+use l2d_core::lm::{AttentionPlan, Context, KvCache, Lm};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -145,11 +145,11 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
         let (cache, hidden) = self.main_pass(batch);
         let hidden = Tensor::from_inner(hidden.select(0, ids(&rows.places, &self.lm.device())));
         let context = |layer: usize| {
-            let (keys, values) = cache.layer(layer);
-            (Tensor::from_inner(keys), Tensor::from_inner(values))
+            let (keys, values) = cache.layer_tensors(layer).expect("a model that is trained is not packed");
+            Context::Tensors(Tensor::from_inner(keys), Tensor::from_inner(values))
         };
         let merged =
-            joined(&self.frozen, path, &(cache.padding().to_vec(), cache.len()), context, hidden, &rows, draws);
+            joined(&self.frozen, path, &(cache.padding().to_vec(), cache.slots()), context, hidden, &rows, draws);
         let merged = merged.select(0, ids(&rows.labelled, &self.frozen.device())); // [labels, H]
         let (losses, gradient) =
             chunked_head_loss(&self.frozen, merged.clone().inner(), &rows.targets, self.head_chunk);
@@ -167,7 +167,7 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
         let merged = joined(
             &self.lm,
             path,
-            &(cache.padding().to_vec(), cache.len()),
+            &(cache.padding().to_vec(), cache.slots()),
             |layer| cache.layer(layer),
             hidden,
             &rows,
@@ -186,17 +186,17 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
 }
 
 /// Merged hidden states `[batch * width, H]`, before the final norm.
-fn joined<B: Backend>(
+fn joined<'a, B: Backend>(
     lm: &Lm<B>,
     path: &DiffusionPath<B>,
     (padding, slots): &(Vec<usize>, usize),
-    context: impl Fn(usize) -> (Tensor<B, 4>, Tensor<B, 4>),
+    context: impl Fn(usize) -> Context<'a, B>,
     hidden: Tensor<B, 2>,
     rows: &Rows,
     draws: &Draws,
 ) -> Tensor<B, 2> {
     let (device, dim, count) = (lm.device(), path.config.dim, rows.count());
-    let plan = AttentionPlan::new(&lm.config, &lm.rope, padding, &rows.slots, *slots, &device, lm.dtype());
+    let plan = AttentionPlan::dense(&lm.config, &lm.rope, padding, &rows.slots, *slots, &device, lm.dtype());
     let timesteps = rows.spread(&draws.timesteps, 1, 0.5);
     let classes = draws.classes.as_ref().map(|classes| rows.spread(classes, 1, 0));
     let modulation = path.modulation(&timesteps, classes.as_deref());
