@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use l2d_core::L2d;
+use l2d_core::cpu::WeightFormat;
 use l2d_core::lm::host_values;
 use l2d_core::parameters::replace_parameters;
 use l2d_infer::decode::{
@@ -408,5 +409,146 @@ fn weights_that_are_not_numbers_are_an_error() {
         let decoder = Decoder::new(&model, &diffusion(|p| p.solver = solver).check().unwrap()).unwrap();
         let outcome = decoder.generate(&[request(4, 0)], &tokens(2).check().unwrap(), Hooks::default());
         assert!(matches!(outcome, Err(Error::Logits { .. })));
+    }
+}
+
+/// Completions without the number of forward passes, which does depend on the batch.
+fn without_rounds(completions: Vec<Completion>) -> Vec<Completion> {
+    completions.into_iter().map(|completion| Completion { rounds: 0, ..completion }).collect()
+}
+
+#[test]
+fn waiting_sequences_take_the_places_of_finished_ones_and_nobody_notices() {
+    for packed in [false, true] {
+        for file in ["l2d_llama_guidance", "l2d_qwen2_lora"] {
+            let model = if packed { model(file).packed(WeightFormat::F32) } else { model(file) };
+            let classes = if file.ends_with("guidance") { [Some(0), None, Some(2)] } else { [None; 3] };
+            // Long and short prompts, the second half of them sharing a beginning with the first.
+            let requests: Vec<Request> = (0..8u64)
+                .map(|i| {
+                    let mut request =
+                        Request { class: classes[i as usize % 3], ..request([4, 40, 9, 17][i as usize % 4], i % 4) };
+                    request.sequence = i;
+                    if i >= 4 {
+                        request.tokens.extend([9, 8, 7 + i as u32]);
+                    }
+                    request
+                })
+                .collect();
+            let params = diffusion(|p| p.guidance = if file.ends_with("guidance") { 1.7 } else { 1.0 });
+            let free = run(&model, params, tokens(12), &requests);
+            let stop_tokens = vec![free[1].tokens[2], free[4].tokens[7], free[6].tokens[0]];
+            let generation = GenerationParams { stop_tokens, ..tokens(12) }.check().unwrap();
+            let decoder = || Decoder::new(&model, &params.check().unwrap()).unwrap();
+            let alone: Vec<Completion> = requests
+                .iter()
+                .flat_map(|request| {
+                    decoder().generate(std::slice::from_ref(request), &generation, Hooks::default()).unwrap()
+                })
+                .collect();
+            let alone = without_rounds(alone);
+            assert!(alone.iter().any(|completion| completion.tokens.len() < 12));
+            for limit in [1, 2, 3, 8, 100] {
+                for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
+                    let decoder = decoder().with_batch(limit).with_mode(mode);
+                    // Twice: the second time every prompt is known.
+                    for _ in 0..2 {
+                        let together = decoder.generate(&requests, &generation, Hooks::default()).unwrap();
+                        assert_eq!(
+                            without_rounds(together),
+                            alone,
+                            "{file}, at most {limit}, {mode:?}, packed {packed}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Records the logits from which tokens are drawn.
+struct Recorder<'a>(SeededNoise, &'a RefCell<Vec<(u64, u32, Vec<f32>)>>);
+
+impl Noise for Recorder<'_> {
+    fn initial(&mut self, at: Place, count: usize) -> Vec<f64> {
+        self.0.initial(at, count)
+    }
+
+    fn velocity_token(
+        &mut self,
+        at: Place,
+        call: usize,
+        lane: Lane,
+        logits: &[f32],
+        temperature: f64,
+    ) -> Result<usize> {
+        self.0.velocity_token(at, call, lane, logits, temperature)
+    }
+
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+        self.1.borrow_mut().push((at.sequence, at.token, logits.to_vec()));
+        self.0.emitted_token(at, sampler, logits, history)
+    }
+}
+
+#[test]
+fn packed_logits_are_the_same_bits_alone_in_a_batch_and_in_both_modes() {
+    for file in ["l2d_llama_lora", "l2d_llama_full", "l2d_qwen2_lora", "l2d_llama_guidance"] {
+        let model = model(file).packed(WeightFormat::F32);
+        let class = file.ends_with("guidance").then_some(1);
+        let requests: Vec<Request> =
+            (0..8u64).map(|i| Request { class, ..request([4, 33, 9, 17, 12, 2, 64, 5][i as usize], i) }).collect();
+        let params = diffusion(|p| {
+            p.evaluations = 9;
+            p.guidance = if class.is_some() { 2.0 } else { 1.0 };
+        });
+        let logits = |requests: &[Request], mode| {
+            let decoder = Decoder::new(&model, &params.check().unwrap()).unwrap().with_mode(mode);
+            let record = RefCell::new(Vec::new());
+            let generation = tokens(6).check().unwrap();
+            let mut noise = Recorder(SeededNoise { seed: 5 }, &record);
+            let hooks = Hooks { noise: Some(&mut noise), ..Hooks::default() };
+            decoder.generate(requests, &generation, hooks).unwrap();
+            let mut record = record.into_inner();
+            record.sort_by_key(|(sequence, token, _)| (*sequence, *token));
+            record
+        };
+        let alone: Vec<_> =
+            requests.iter().flat_map(|request| logits(std::slice::from_ref(request), DecodeMode::Sequential)).collect();
+        for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
+            assert_eq!(logits(&requests, mode), alone, "{file} {mode:?}");
+            assert_eq!(logits(&requests[6..7], mode), alone[36..42], "{file} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn guesses_on_the_way_are_reported_alike_in_both_modes() {
+    let model = model("l2d_llama_guidance");
+    for estimate in [Estimate::default(), Estimate::Argmax] {
+        let params = diffusion(|p| (p.estimate, p.guidance) = (estimate, 1.5));
+        let requests = [Request { class: Some(1), ..request(5, 0) }, request(8, 1)];
+        let guesses = |mode: DecodeMode, wanted: bool| {
+            let decoder = Decoder::new(&model, &params.check().unwrap()).unwrap().with_mode(mode);
+            let mut all = Vec::new();
+            let mut collect = |event: Event<'_>| {
+                if let Event::Token { request, guesses, .. } = event {
+                    all.push((request, guesses.to_vec()));
+                }
+            };
+            let hooks = Hooks { on_event: Some(&mut collect), guesses: wanted, ..Hooks::default() };
+            decoder.generate(&requests, &tokens(4).check().unwrap(), hooks).unwrap();
+            all
+        };
+        let sequential = guesses(DecodeMode::Sequential, true);
+        assert_eq!(sequential.len(), 8);
+        for (_, guesses) in &sequential {
+            // The midpoint rule at 7 evaluations: three steps of two slopes.
+            let times: Vec<f64> = guesses.iter().map(|guess| guess.t).collect();
+            assert_eq!(times.len(), 6);
+            assert!(times[0] == 0.0 && times.windows(2).all(|pair| pair[0] < pair[1]) && times[5] < 1.0);
+        }
+        assert_eq!(guesses(DecodeMode::Parallel, true), sequential);
+        assert!(guesses(DecodeMode::Parallel, false).iter().all(|(_, guesses)| guesses.is_empty()));
     }
 }

@@ -107,7 +107,7 @@ fn compare(file: &str, fixture: &Fixture, case: &Value, mode: DecodeMode) {
     let mut states: Vec<f32> = Vec::new();
     let diffused = diffuser
         .diffuse(
-            &Positions { cache: &cache, positions: &slots, hidden },
+            &Positions { cache: &cache, positions: &slots, hidden, guesses: false },
             &conditions,
             fixture.golden.get("traj_in/x0_last").values.clone(),
             draw,
@@ -190,7 +190,7 @@ fn parity_trajectories_at_all_positions() {
                 fixture.classes.iter().flat_map(|&class| vec![class; fixture.tokens[0].len()]).collect();
             let diffused = diffuser
                 .diffuse(
-                    &Positions { cache: &cache, positions: &slots, hidden },
+                    &Positions { cache: &cache, positions: &slots, hidden, guesses: false },
                     &diffuser.conditions(&classes).unwrap(),
                     fixture.golden.get("traj_in/x0_full").values.clone(),
                     |_, _, _, _, _| unreachable!("nothing is sampled"),

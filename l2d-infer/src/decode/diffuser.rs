@@ -1,5 +1,7 @@
 //! The diffusion of one token at each of several positions: from `x_0` to the logits at the final time.
 
+use std::cell::RefCell;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use l2d_core::L2d;
@@ -10,8 +12,9 @@ use super::noise::Lane;
 use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
 use crate::ode::FixedGrid;
+use crate::sampler::argmax;
 use crate::schedule::temperature_lead;
-use crate::velocity::{Estimate, guide};
+use crate::velocity::{COLDEST, Estimate, guide};
 
 /// Rows in one forward pass of parallel-in-time decoding, at most. On a CPU a pass for 16 rows costs two to three passes for
 /// one; beyond, it costs nearly as much as the rows.
@@ -59,6 +62,17 @@ pub struct Positions<'a, B: Backend> {
     pub positions: &'a [Vec<usize>],
     /// The main path's hidden states at these positions, before the final norm: `[rows, H]`.
     pub hidden: Tensor<B, 2>,
+    /// Whether the guesses on the way are wanted ([`Diffused::guesses`]).
+    pub guesses: bool,
+}
+
+/// What the model took for the next token at some time of the diffusion.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guess {
+    /// The time, in `[0, 1)`.
+    pub t: f64,
+    /// The token: the one drawn for a sampled velocity, the most likely one otherwise. With guidance, that of the class.
+    pub token: u32,
 }
 
 /// What the classes of some rows make of every evaluation. Made when the rows change, not for every token.
@@ -94,6 +108,8 @@ pub struct Diffused<B: Backend> {
     /// Forward passes of the diffusion path that each row took part in: as many evaluations in a sequential decoder, fewer
     /// where several are made at once.
     pub rounds: Vec<usize>,
+    /// Each row's guesses in the order of time, where they were asked for.
+    pub guesses: Vec<Vec<Guess>>,
 }
 
 impl<'m, B: Backend> Diffuser<'m, B> {
@@ -224,6 +240,12 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let hidden = repeat_rows(positions.hidden.clone(), lanes); // [rows * lanes, H]
 
         let d = self.dim();
+        let guesses = RefCell::new(vec![Vec::new(); if positions.guesses { rows } else { 0 }]);
+        let guessed = |row: usize, t: f64, token: usize| {
+            if let Some(guesses) = guesses.borrow_mut().get_mut(row) {
+                guesses.push(Guess { t, token: token as u32 });
+            }
+        };
         let slope = |call: usize, t: f64, x: &[f64]| -> std::result::Result<Vec<f64>, Interruption> {
             if !go_on() {
                 return Err(Interruption::Stopped);
@@ -237,10 +259,21 @@ impl<'m, B: Backend> Diffuser<'m, B> {
                     self.model.logits(positions.cache, plan, &conditions.between[time], hidden.clone(), x_t)
                 }
             };
+            let drawn = matches!(self.settings.params.estimate, Estimate::Sampled { .. }) && temperature > COLDEST;
+            if positions.guesses && !drawn {
+                let logits = host_values(logits.clone());
+                for (row, logits) in logits.chunks_exact(logits.len() / (rows * lanes)).step_by(lanes).enumerate() {
+                    guessed(row, t, argmax(logits)?);
+                }
+            }
             let x1 =
                 self.settings.params.estimate.clean(temperature, logits, &self.table, |row, logits, temperature| {
                     match row % lanes {
-                        0 => draw(row / lanes, call, Lane::Class, logits, temperature),
+                        0 => {
+                            let token = draw(row / lanes, call, Lane::Class, logits, temperature)?;
+                            guessed(row / lanes, t, token);
+                            Ok(token)
+                        }
                         _ if guided[row / lanes] => draw(row / lanes, call, Lane::NoClass, logits, temperature),
                         _ => Ok(0),
                     }
@@ -259,7 +292,7 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let x_t = self.tensor(&x);
         let logits = self.model.logits(positions.cache, &single, &conditions.closing, positions.hidden.clone(), x_t);
         let rounds = vec![self.evaluated() + 1; rows];
-        Ok(Some(Diffused { x, logits, passes: self.passes(guided), rounds }))
+        Ok(Some(Diffused { x, logits, passes: self.passes(guided), rounds, guesses: guesses.into_inner() }))
     }
 
     /// Integrates over the grid; `slope(call, t, x)` knows which call it is.

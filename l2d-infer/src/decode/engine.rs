@@ -1,6 +1,10 @@
 //! The autoregression: emit a token in every sequence, run the main path once on it, go on until all are complete.
+//!
+//! Sequences are decoded together up to a limit. One that ends leaves the batch, and one that waits takes its place at once.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -8,11 +12,12 @@ use l2d_core::L2d;
 use l2d_core::lm::{KvCache, Lm, host_values};
 
 use super::diffuser::{Conditions, Diffuser, Positions};
-use super::noise::{Lane, Noise, Place, SeededNoise};
-use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
+use super::noise::{Lane, Noise, SeededNoise};
+use super::prefix::Prefixes;
+use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request};
+use super::row::{Row, Spent};
 use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
-use crate::stop::StopWatch;
 
 /// Slots of a prompt that go through the main path at once. Bounds the attention scores of long prompts, and the time until
 /// a cancellation is seen.
@@ -24,6 +29,9 @@ pub struct Decoder<'m, B: Backend> {
     lm: &'m Lm<B>,
     classes: usize,
     diffuser: Option<Diffuser<'m, B>>,
+    /// Sequences decoded together, at most.
+    batch: usize,
+    prefixes: Mutex<Prefixes<B>>,
 }
 
 /// What a caller may hang into a generation. The default is nothing: numbers from the seed, no text, no events.
@@ -37,27 +45,23 @@ pub struct Hooks<'a> {
     pub cancel: Option<&'a AtomicBool>,
     /// Replaces the numbers of the seed.
     pub noise: Option<&'a mut dyn Noise>,
+    /// Whether events carry the guesses on the way to each token. Costs an arg-max of each evaluation's logits.
+    pub guesses: bool,
 }
 
-/// A sequence that is not complete.
-struct Row<'a> {
-    request: usize,
-    sequence: u64,
-    class: Option<usize>,
-    prompt: usize,
-    /// Prompt and new tokens.
-    tokens: Vec<u32>,
-    passes: usize,
-    rounds: usize,
-    text: String,
-    stream: Option<Box<dyn TextStream + 'a>>,
-    watch: StopWatch<'a>,
+/// The sequences that are being decoded.
+struct Running<'a, B: Backend> {
+    rows: Vec<Row<'a>>,
+    cache: KvCache<B>,
+    /// The main path at each row's last position, `[rows, H]`.
+    hidden: Tensor<B, 2>,
+    conditions: Option<Conditions<B>>,
 }
 
 impl<'m, B: Backend> Decoder<'m, B> {
     /// Decodes with the base LM alone, one evaluation a token.
     pub fn plain(lm: &'m Lm<B>) -> Self {
-        Self { lm, classes: 0, diffuser: None }
+        Self { lm, classes: 0, diffuser: None, batch: usize::MAX, prefixes: Mutex::default() }
     }
 
     /// Decodes with diffusion; with a budget of 1 this is the base LM alone. Computes what all tokens share.
@@ -66,7 +70,8 @@ impl<'m, B: Backend> Decoder<'m, B> {
     /// [`Error::Parameter`] for guidance with an adapter that has no classes.
     pub fn new(model: &'m L2d<B>, diffusion: &Diffusion) -> Result<Self> {
         let diffuser = Diffuser::new(model, diffusion)?;
-        Ok(Self { lm: &model.lm, classes: model.path.config.classes.len(), diffuser })
+        let classes = model.path.config.classes.len();
+        Ok(Self { classes, diffuser, ..Self::plain(&model.lm) })
     }
 
     /// The same, laying out the evaluations of each token as `mode` says.
@@ -74,8 +79,16 @@ impl<'m, B: Backend> Decoder<'m, B> {
         Self { diffuser: self.diffuser.map(|diffuser| diffuser.with_mode(mode)), ..self }
     }
 
-    /// Continues every request until it is complete. Sequences that end leave the batch; the completions come in the order
-    /// of the requests.
+    /// The same, decoding at most `sequences` together; the others wait until one is complete. Without a limit all requests
+    /// of a call are decoded together.
+    pub fn with_batch(self, sequences: usize) -> Self {
+        Self { batch: sequences.max(1), ..self }
+    }
+
+    /// Continues every request until it is complete; the completions come in the order of the requests.
+    ///
+    /// With packed weights (see [`Lm::packed`]) a completion follows from model, prompt, settings, seed and
+    /// [`Request::sequence`] alone, to the bit: not from the other requests, nor from the limit of the batch.
     ///
     /// # Errors
     /// [`Error::Request`] or [`Error::Context`] for a prompt that is empty, too long, or not of this vocabulary;
@@ -93,73 +106,64 @@ impl<'m, B: Backend> Decoder<'m, B> {
             Some(noise) => noise,
             None => &mut seeded,
         };
-        let text = hooks.text;
-        let mut rows: Vec<Row<'_>> = requests
-            .iter()
-            .enumerate()
-            .map(|(request, asked)| Row {
-                request,
-                sequence: asked.sequence,
-                class: asked.class,
-                prompt: asked.tokens.len(),
-                tokens: asked.tokens.clone(),
-                passes: 0,
-                rounds: 0,
-                text: String::new(),
-                stream: text.map(Detokenizer::begin),
-                watch: generation.stop_strings.watch(),
-            })
-            .collect();
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
+        let (text, guesses) = (hooks.text, hooks.guesses);
         let cancelled = || hooks.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
         let mut emit = |event: Event<'_>| {
             if let Some(on_event) = &mut hooks.on_event {
                 on_event(event);
             }
         };
-
-        let Some((mut cache, mut hidden)) = self.prefill(&rows, generation.max_tokens, &cancelled) else {
-            let reason = FinishReason::Cancelled;
-            return Ok(rows.into_iter().map(|row| row.complete(reason.clone(), generation, &mut emit)).collect());
-        };
-        let mut conditions = self.conditions(&rows)?;
+        let mut waiting: VecDeque<Row<'_>> =
+            requests.iter().enumerate().map(|(i, asked)| Row::new(i, asked, generation, text)).collect();
+        let mut running: Option<Running<'_, B>> = None;
         loop {
-            let predicted = self.predict(&cache, &hidden, conditions.as_ref(), &rows, noise, &cancelled)?;
-            let mut finished: Vec<Option<FinishReason>> = vec![Some(FinishReason::Cancelled); rows.len()];
-            if let Some((logits, passes, rounds)) = predicted {
-                let logits = host_values(logits);
-                let vocabulary = logits.len() / rows.len();
-                for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks_exact(vocabulary)).enumerate() {
-                    let token = noise.emitted_token(row.place(), &generation.sampler, logits, &row.tokens)? as u32;
-                    row.rounds += rounds[i];
-                    finished[i] = row.accept(token, passes[i], generation, &mut emit);
-                }
+            let room = self.batch - running.as_ref().map_or(0, |running| running.rows.len());
+            let joining: Vec<Row<'_>> = waiting.drain(..room.min(waiting.len())).collect();
+            if !joining.is_empty() {
+                let Some(prefilled) = self.prefill(&joining, generation.max_tokens, &cancelled) else {
+                    waiting.extend(joining);
+                    break;
+                };
+                running = Some(self.join(running, joining, prefilled)?);
             }
-            let staying: Vec<usize> = (0..rows.len()).filter(|&i| finished[i].is_none()).collect();
-            if staying.len() < rows.len() {
-                let mut kept = Vec::with_capacity(staying.len());
-                for (row, finish) in rows.drain(..).zip(finished) {
+            let Some(batch) = &mut running else { break };
+            let Some((logits, spent)) = self.predict(batch, noise, guesses, &cancelled)? else { break };
+            let logits = host_values(logits);
+            let vocabulary = logits.len() / batch.rows.len();
+            let mut finished = Vec::with_capacity(batch.rows.len());
+            for ((row, logits), spent) in batch.rows.iter_mut().zip(logits.chunks_exact(vocabulary)).zip(spent) {
+                let token = noise.emitted_token(row.place(), &generation.sampler, logits, row.history())?;
+                finished.push(row.accept(token as u32, spent, generation, &mut emit));
+            }
+            let staying: Vec<usize> = (0..finished.len()).filter(|&i| finished[i].is_none()).collect();
+            if staying.len() < finished.len() {
+                for (row, finish) in std::mem::take(&mut batch.rows).into_iter().zip(finished) {
                     match finish {
-                        None => kept.push(row),
+                        None => batch.rows.push(row),
                         Some(reason) => {
                             let request = row.request;
                             completions[request] = Some(row.complete(reason, generation, &mut emit));
                         }
                     }
                 }
-                rows = kept;
-                if rows.is_empty() {
-                    return Ok(completions.into_iter().flatten().collect());
+                if staying.is_empty() {
+                    running = None;
+                    continue;
                 }
-                cache.select(&staying, &self.lm.device());
-                conditions = self.conditions(&rows)?;
+                batch.cache.select(&staying, &self.lm.device());
+                batch.conditions = self.conditions(&batch.rows)?;
             }
-            let last: Vec<Vec<u32>> =
-                rows.iter().filter_map(|row| row.tokens.last()).map(|&token| vec![token]).collect();
-            hidden = self.lm.forward(&last, &mut cache);
+            let last = batch.rows.iter().filter_map(|row| row.tokens.last());
+            let last: Vec<Vec<u32>> = last.map(|&token| vec![token]).collect();
+            batch.hidden = self.lm.forward(&last, &mut batch.cache);
         }
+        // Called off: whoever is left ends here.
+        let left = running.into_iter().flat_map(|running| running.rows).chain(waiting);
+        for row in left {
+            let request = row.request;
+            completions[request] = Some(row.complete(FinishReason::Cancelled, generation, &mut emit));
+        }
+        Ok(completions.into_iter().flatten().collect())
     }
 
     /// Everything a request may be refused for, before anything is computed.
@@ -187,17 +191,45 @@ impl<'m, B: Backend> Decoder<'m, B> {
         Ok(())
     }
 
-    /// Runs the prompts, padded on the left to one length, through the main path. Returns the cache, with room for the new
-    /// tokens, and the hidden states of the last positions, `[rows, H]`; `None` when cancelled.
+    /// Runs prompts through the main path. Returns the cache and the hidden states of the last positions, `[rows, H]`;
+    /// `None` when cancelled.
     fn prefill(
         &self,
         rows: &[Row<'_>],
         max_tokens: usize,
         cancelled: &dyn Fn() -> bool,
     ) -> Option<(KvCache<B>, Tensor<B, 2>)> {
-        if self.lm.is_packed() {
-            return self.prefill_ragged(rows, cancelled);
+        if !self.lm.is_packed() {
+            return self.prefill_padded(rows, max_tokens, cancelled);
         }
+        let mut cache = self.lm.new_cache(Vec::new(), 0);
+        let mut last = Vec::with_capacity(rows.len());
+        for row in rows {
+            let known = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).longest(&row.tokens);
+            let mut own = known.unwrap_or_else(|| self.lm.new_cache(vec![0], 0));
+            let start = own.len_of(0);
+            for chunk in row.tokens[start..].chunks(PREFILL_SLOTS) {
+                if cancelled() {
+                    return None;
+                }
+                let hidden = self.lm.forward(&[chunk.to_vec()], &mut own); // [chunk, H]
+                if own.len_of(0) == row.tokens.len() {
+                    last.push(hidden.narrow(0, chunk.len() - 1, 1));
+                }
+            }
+            self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).remember(&row.tokens, &own);
+            cache.join(own);
+        }
+        Some((cache, Tensor::cat(last, 0)))
+    }
+
+    /// [`Decoder::prefill`] into tensors: the prompts padded on the left to one length, with room for the new tokens.
+    fn prefill_padded(
+        &self,
+        rows: &[Row<'_>],
+        max_tokens: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<(KvCache<B>, Tensor<B, 2>)> {
         let longest = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
         let padding: Vec<usize> = rows.iter().map(|row| longest - row.tokens.len()).collect();
         let padded: Vec<Vec<u32>> = rows
@@ -223,24 +255,23 @@ impl<'m, B: Backend> Decoder<'m, B> {
         }
     }
 
-    /// The prompts in pages, a bounded number of rows at a time.
-    fn prefill_ragged(&self, rows: &[Row<'_>], cancelled: &dyn Fn() -> bool) -> Option<(KvCache<B>, Tensor<B, 2>)> {
-        let mut cache = self.lm.new_cache(Vec::new(), 0);
-        let mut last = Vec::with_capacity(rows.len());
-        for row in rows {
-            let mut own = self.lm.new_cache(vec![0], 0);
-            for chunk in row.tokens.chunks(PREFILL_SLOTS) {
-                if cancelled() {
-                    return None;
-                }
-                let hidden = self.lm.forward(&[chunk.to_vec()], &mut own); // [chunk, H]
-                if own.len_of(0) == row.tokens.len() {
-                    last.push(hidden.narrow(0, chunk.len() - 1, 1));
-                }
+    /// Puts new sequences beside those that are running.
+    fn join<'a>(
+        &self,
+        running: Option<Running<'a, B>>,
+        joining: Vec<Row<'a>>,
+        (new_cache, new_hidden): (KvCache<B>, Tensor<B, 2>),
+    ) -> Result<Running<'a, B>> {
+        let (rows, cache, hidden) = match running {
+            None => (joining, new_cache, new_hidden),
+            Some(Running { mut rows, mut cache, hidden, .. }) => {
+                rows.extend(joining);
+                cache.join(new_cache);
+                (rows, cache, Tensor::cat(vec![hidden, new_hidden], 0))
             }
-            cache.join(own);
-        }
-        Some((cache, Tensor::cat(last, 0)))
+        };
+        let conditions = self.conditions(&rows)?;
+        Ok(Running { rows, cache, hidden, conditions })
     }
 
     fn conditions(&self, rows: &[Row<'_>]) -> Result<Option<Conditions<B>>> {
@@ -248,21 +279,21 @@ impl<'m, B: Backend> Decoder<'m, B> {
         self.diffuser.as_ref().map(|diffuser| diffuser.conditions(&classes)).transpose()
     }
 
-    /// Logits of the next token, `[rows, V]`, and the evaluations and rounds each row cost; `None` when cancelled.
+    /// Logits of the next token, `[rows, V]`, and what each row spent on it; `None` when cancelled.
     fn predict(
         &self,
-        cache: &KvCache<B>,
-        hidden: &Tensor<B, 2>,
-        conditions: Option<&Conditions<B>>,
-        rows: &[Row<'_>],
+        batch: &Running<'_, B>,
         noise: &mut dyn Noise,
+        guesses: bool,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<(Tensor<B, 2>, Vec<usize>, Vec<usize>)>> {
+    ) -> Result<Option<(Tensor<B, 2>, Vec<Spent>)>> {
         if cancelled() {
             return Ok(None);
         }
+        let Running { rows, cache, hidden, conditions } = batch;
         let (Some(diffuser), Some(conditions)) = (&self.diffuser, conditions) else {
-            return Ok(Some((self.lm.logits(hidden.clone()), vec![0; rows.len()], vec![0; rows.len()])));
+            let spent = rows.iter().map(|_| Spent { passes: 0, rounds: 0, guesses: Vec::new() }).collect();
+            return Ok(Some((self.lm.logits(hidden.clone()), spent)));
         };
         let x0 = rows
             .iter()
@@ -270,76 +301,17 @@ impl<'m, B: Backend> Decoder<'m, B> {
             .map(|x| diffuser.sigma() * x)
             .collect();
         let last: Vec<Vec<usize>> = (0..rows.len()).map(|sequence| vec![cache.len_of(sequence) - 1]).collect();
-        let positions = Positions { cache, positions: &last, hidden: hidden.clone() };
+        let positions = Positions { cache, positions: &last, hidden: hidden.clone(), guesses };
         let draw = |row: usize, call: usize, lane: Lane, logits: &[f32], temperature: f64| {
             noise.velocity_token(rows[row].place(), call, lane, logits, temperature)
         };
         let diffused = diffuser.diffuse(&positions, conditions, x0, draw, |_, _| (), || !cancelled())?;
-        Ok(diffused.map(|diffused| (diffused.logits, diffused.passes, diffused.rounds)))
-    }
-}
-
-impl Row<'_> {
-    /// Where the randomness of the next token comes from.
-    fn place(&self) -> Place {
-        Place { sequence: self.sequence, token: (self.tokens.len() - self.prompt) as u32 }
-    }
-
-    /// Takes the next token in and says whether it completes the sequence.
-    fn accept(
-        &mut self,
-        token: u32,
-        passes: usize,
-        generation: &Generation,
-        emit: &mut dyn FnMut(Event<'_>),
-    ) -> Option<FinishReason> {
-        self.tokens.push(token);
-        self.passes += passes;
-        let stop = generation.stop_tokens.contains(&token);
-        let piece = match &mut self.stream {
-            Some(stream) if !stop => self.watch.push(&stream.push(token)),
-            _ => String::new(),
-        };
-        self.text += &piece;
-        emit(Event::Token { request: self.request, token, text: &piece, passes });
-        if stop {
-            Some(FinishReason::StopToken(token))
-        } else if let Some(reason) = self.stop_string(generation) {
-            Some(reason)
-        } else if self.tokens.len() - self.prompt == generation.max_tokens {
-            Some(FinishReason::MaxTokens)
-        } else {
-            None
-        }
-    }
-
-    fn stop_string(&self, generation: &Generation) -> Option<FinishReason> {
-        let string = self.watch.stopped()?;
-        Some(FinishReason::StopString(generation.stop_strings.as_slice()[string].clone()))
-    }
-
-    /// Lets the text out that was held back, and closes the sequence.
-    fn complete(
-        mut self,
-        reason: FinishReason,
-        generation: &Generation,
-        emit: &mut dyn FnMut(Event<'_>),
-    ) -> Completion {
-        let mut rest = String::new();
-        if let Some(stream) = &mut self.stream {
-            rest = self.watch.push(&stream.finish());
-        }
-        // The end of a character held back by the stream may complete a stop string.
-        let reason = self.stop_string(generation).unwrap_or(reason);
-        rest += &self.watch.finish();
-        self.text += &rest;
-        emit(Event::Finished { request: self.request, text: &rest, reason: &reason });
-        Completion {
-            tokens: self.tokens.split_off(self.prompt),
-            text: self.text,
-            finish: reason,
-            passes: self.passes,
-            rounds: self.rounds,
-        }
+        Ok(diffused.map(|diffused| {
+            let mut guesses = diffused.guesses.into_iter();
+            let costs = diffused.passes.into_iter().zip(diffused.rounds);
+            let spent =
+                costs.map(|(passes, rounds)| Spent { passes, rounds, guesses: guesses.next().unwrap_or_default() });
+            (diffused.logits, spent.collect())
+        }))
     }
 }

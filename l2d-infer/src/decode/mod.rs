@@ -7,11 +7,13 @@ mod diffuser;
 mod engine;
 mod noise;
 mod parallel;
+mod prefix;
 mod request;
+mod row;
 mod settings;
 mod text;
 
-pub use diffuser::{Conditions, Diffused, Diffuser, Positions};
+pub use diffuser::{Conditions, Diffused, Diffuser, Guess, Positions};
 pub use engine::{Decoder, Hooks};
 pub use noise::{Lane, Noise, Place, SeededNoise};
 pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};

@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::lm::host_values;
 
-use super::diffuser::{Conditions, Diffused, Diffuser, Positions, Where, pick_rows};
+use super::diffuser::{Conditions, Diffused, Diffuser, Guess, Positions, Where, pick_rows};
 use super::noise::Lane;
 use crate::error::Result;
 use crate::sampler::argmax;
@@ -179,9 +179,16 @@ impl<B: Backend> Diffuser<'_, B> {
         let Ok(x) = self.integrate(x0, slope, visit);
         let passes = self.passes(&conditions.guided);
         let rounds = tracks.iter().map(|track| track.rounds).collect();
+        let times = self.grid().slope_times();
+        let guesses = tracks.iter().filter(|_| positions.guesses).map(|track| {
+            let calls = times.iter().zip(&self.calls).zip(&track.tokens);
+            let calls = calls.filter(|((_, call), _)| call.at != Where::End);
+            calls.map(|((&t, _), tokens)| Guess { t, token: tokens[0] as u32 }).collect()
+        });
+        let guesses = guesses.collect();
         let closing: Vec<f32> = tracks.into_iter().flat_map(|track| track.closing.unwrap_or_default()).collect();
         let logits = Tensor::from_data(TensorData::new(closing, [rows, vocabulary]), &positions.hidden.device());
-        Ok(Some(Diffused { x, logits, passes, rounds }))
+        Ok(Some(Diffused { x, logits, passes, rounds, guesses }))
     }
 
     /// The first call from `call` on that needs an evaluation; the number of calls where none does.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::diffuser::Guess;
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, SamplingParams};
 use crate::stop::StopStrings;
@@ -117,6 +118,10 @@ pub enum Event<'a> {
         text: &'a str,
         /// Evaluations of the diffusion path spent on it.
         passes: usize,
+        /// Forward passes these took.
+        rounds: usize,
+        /// What the model took for this token on the way, where [`Hooks::guesses`](super::Hooks::guesses) asks for it.
+        guesses: &'a [Guess],
     },
     /// A sequence ended.
     Finished {

@@ -1,0 +1,123 @@
+//! A sequence on its way: its tokens, its text, and when it ends.
+
+use super::diffuser::Guess;
+use super::noise::Place;
+use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
+use crate::stop::StopWatch;
+
+/// What one token cost.
+pub(super) struct Spent {
+    pub(super) passes: usize,
+    pub(super) rounds: usize,
+    pub(super) guesses: Vec<Guess>,
+}
+
+/// A sequence that is not complete.
+pub(super) struct Row<'a> {
+    /// Its place among the requests.
+    pub(super) request: usize,
+    sequence: u64,
+    pub(super) class: Option<usize>,
+    prompt: usize,
+    /// Prompt and new tokens.
+    pub(super) tokens: Vec<u32>,
+    passes: usize,
+    rounds: usize,
+    text: String,
+    stream: Option<Box<dyn TextStream + 'a>>,
+    watch: StopWatch<'a>,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(
+        request: usize,
+        asked: &Request,
+        generation: &'a Generation,
+        text: Option<&'a dyn Detokenizer>,
+    ) -> Self {
+        Self {
+            request,
+            sequence: asked.sequence,
+            class: asked.class,
+            prompt: asked.tokens.len(),
+            tokens: asked.tokens.clone(),
+            passes: 0,
+            rounds: 0,
+            text: String::new(),
+            stream: text.map(Detokenizer::begin),
+            watch: generation.stop_strings.watch(),
+        }
+    }
+}
+
+impl Row<'_> {
+    /// Where the randomness of the next token comes from.
+    pub(super) fn place(&self) -> Place {
+        Place { sequence: self.sequence, token: (self.tokens.len() - self.prompt) as u32 }
+    }
+
+    /// Prompt and new tokens.
+    pub(super) fn history(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Takes the next token in and says whether it completes the sequence.
+    pub(super) fn accept(
+        &mut self,
+        token: u32,
+        spent: Spent,
+        generation: &Generation,
+        emit: &mut dyn FnMut(Event<'_>),
+    ) -> Option<FinishReason> {
+        self.tokens.push(token);
+        let Spent { passes, rounds, guesses } = spent;
+        self.passes += passes;
+        self.rounds += rounds;
+        let stop = generation.stop_tokens.contains(&token);
+        let piece = match &mut self.stream {
+            Some(stream) if !stop => self.watch.push(&stream.push(token)),
+            _ => String::new(),
+        };
+        self.text += &piece;
+        emit(Event::Token { request: self.request, token, text: &piece, passes, rounds, guesses: &guesses });
+        if stop {
+            Some(FinishReason::StopToken(token))
+        } else if let Some(reason) = self.stop_string(generation) {
+            Some(reason)
+        } else if self.tokens.len() - self.prompt == generation.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else {
+            None
+        }
+    }
+
+    fn stop_string(&self, generation: &Generation) -> Option<FinishReason> {
+        let string = self.watch.stopped()?;
+        Some(FinishReason::StopString(generation.stop_strings.as_slice()[string].clone()))
+    }
+
+    /// Lets the text out that was held back, and closes the sequence.
+    pub(super) fn complete(
+        mut self,
+        reason: FinishReason,
+        generation: &Generation,
+        emit: &mut dyn FnMut(Event<'_>),
+    ) -> Completion {
+        let mut rest = String::new();
+        if let Some(stream) = &mut self.stream {
+            rest = self.watch.push(&stream.finish());
+        }
+        // The end of a character held back by the stream may complete a stop string.
+        let reason = self.stop_string(generation).unwrap_or(reason);
+        rest += &self.watch.finish();
+        self.text += &rest;
+        emit(Event::Finished { request: self.request, text: &rest, reason: &reason });
+        Completion {
+            tokens: self.tokens.split_off(self.prompt),
+            text: self.text,
+            finish: reason,
+            passes: self.passes,
+            rounds: self.rounds,
+        }
+    }
+}
