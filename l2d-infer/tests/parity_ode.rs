@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use l2d_infer::ode::{FixedGrid, Solver};
+use l2d_infer::ode::{Adaptive, AdaptiveParams, AdaptiveSolver, End, FixedGrid, Solver};
 use l2d_infer::schedule::{TemperatureSchedule, temperature_lead};
 use l2d_infer::velocity::VelocityForm;
 use l2d_testkit::Golden;
@@ -62,6 +62,52 @@ fn parity_fixed_solvers() {
         compared += 1;
     }
     assert!(compared > 0, "no case was compared");
+}
+
+/// torchdiffeq's adaptive solvers: one error norm for the whole batch, steps past the last time, states by interpolation.
+#[test]
+fn parity_adaptive_solvers() {
+    let golden = Golden::load("helpers");
+    let start = golden.get("ode/y0");
+    let target = golden.get("ode/target").values.clone();
+    let columns = start.shape[1];
+    let mut compared = 0;
+    for case in golden.info["ode_cases"].as_array().expect("a list") {
+        let Ok(solver) = text(case, "method").parse::<AdaptiveSolver>() else { continue };
+        let (points, end) = (case["n"].as_u64().unwrap() as usize, case["final"].as_f64().unwrap());
+        let (first_step, tolerance) = (case["first_step"].as_f64(), case["tol"].as_f64().unwrap());
+        let problem = text(case, "problem");
+        let first = first_step.map_or("auto".into(), python);
+        let digits = if tolerance == 1e-4 { "0.0001" } else { "1e-06" };
+        let name = format!("ode/{problem}/{solver}_fs{first}_tol{digits}");
+        let params = AdaptiveParams { atol: tolerance, rtol: tolerance, first_step, ..Default::default() };
+        let grid = FixedGrid::new(Solver::Euler, points, end).unwrap();
+        let adaptive = Adaptive::new(solver, params, End::Interpolate(grid.times().to_vec())).unwrap();
+        let mut times = Vec::new();
+        let slope = |_: &[usize], t: &[f64], y: &[f64]| {
+            times.push(t[0]);
+            let value = |i: usize| match problem {
+                "linear" => -((i % columns + 1) as f64) * y[i] + (3.0 * t[0]).sin(),
+                "pull" => (target[i] - y[i]) / (1.05 - t[0]) + 0.1 * y[i] * y[i],
+                other => panic!("unknown problem {other}"),
+            };
+            Ok::<_, Infallible>((0..y.len()).map(value).collect())
+        };
+        let mut states = Vec::new();
+        let all = start.values.len();
+        let solution =
+            adaptive.integrate(start.values.clone(), all, slope, |_, _, y| states.extend_from_slice(y)).unwrap();
+        assert_eq!(solution.x, states[states.len() - all..]);
+        assert_eq!(solution.evaluations, [case["calls"].as_u64().unwrap() as usize], "{name}");
+        let expected = &golden.get(&format!("{name}/y")).values;
+        assert_eq!(states.len(), expected.len());
+        for (found, expected) in states.iter().zip(expected) {
+            assert!((found - expected).abs() <= STATES * expected.abs().max(1.0), "{name}: {found} for {expected}");
+        }
+        assert_times(&name, &times, &golden.get(&format!("{name}/times")).values);
+        compared += 1;
+    }
+    assert!(compared >= 32, "{compared} cases were compared");
 }
 
 #[test]

@@ -76,7 +76,10 @@ impl FromStr for Solver {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum GridError {
     /// No solver has this name.
-    #[error("no solver is called `{name}` (there are: euler, midpoint, heun2, heun3, rk4, rk4_classic)")]
+    #[error(
+        "no solver is called `{name}` (there are: euler, midpoint, heun2, heun3, rk4, rk4_classic; adaptive: fehlberg2, \
+         adaptive_heun, bosh3, dopri5)"
+    )]
     UnknownSolver {
         /// The name given.
         name: String,
@@ -109,6 +112,14 @@ pub enum GridError {
     Points {
         /// The number given.
         points: usize,
+    },
+    /// A number that steers an adaptive solver is out of range.
+    #[error("{name} must be a finite number above 0, not {value}")]
+    Tolerance {
+        /// Which.
+        name: &'static str,
+        /// The number given.
+        value: f64,
     },
     /// The final time is outside the diffusion.
     #[error("the final time must lie in (0, 1], not {final_t}")]
