@@ -99,6 +99,14 @@ pub(crate) struct DecodeArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "T", help_heading = "Diffusion")]
     pub(crate) final_time: Option<f64>,
 
+    /// Class that guides the diffusion, one of those the adapter was trained with.
+    #[arg(long, value_name = "NAME", help_heading = "Diffusion")]
+    pub(crate) class: Option<String>,
+
+    /// Strength of the guidance: 0 = without the class, 1 = with it, more = away from what the class is not [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_name = "W", requires = "class", help_heading = "Diffusion")]
+    pub(crate) guidance: Option<f64>,
+
     /// Whether evaluations wait for one another; the tokens are the same [default: parallel].
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Diffusion")]
     pub(crate) decode: Option<DecodeKind>,
@@ -139,6 +147,7 @@ impl DecodeArgs {
             ("--cool", self.cool.is_some()),
             ("--final-time", self.final_time.is_some()),
             ("--decode", self.decode.is_some()),
+            ("--class", self.class.is_some()),
         ];
         let usage = |flag: &str, reason: &str| Err(CliError::Usage(format!("{flag} {reason}")));
         let expectation =
@@ -194,6 +203,15 @@ pub(crate) enum SolverKind {
     Euler,
     /// Two evaluations a step.
     Midpoint,
+    /// Two evaluations a step, the trapezoidal rule.
+    Heun2,
+    /// Three evaluations a step.
+    Heun3,
+    /// Four evaluations a step: the 3/8 rule, as torchdiffeq's rk4.
+    Rk4,
+    /// Four evaluations a step: the classic rule.
+    #[value(name = "rk4_classic")]
+    Rk4Classic,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,8 @@ use crate::model::Text;
 pub(crate) struct ModelGenerator<'a, B: Backend> {
     pub(crate) decoder: Decoder<'a, B>,
     pub(crate) text: &'a Text,
+    /// The guidance class of every sequence.
+    pub(crate) class: Option<usize>,
     pub(crate) sampling: SamplingParams,
     pub(crate) cancel: &'a AtomicBool,
     /// Threads to decode a batch in, at most.
@@ -62,7 +64,7 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
             .iter()
             .map(|request| {
                 let tokens = self.text.prompt(&messages(&request.turns))?;
-                Ok(Request { tokens, class: None, sequence: request.sequence })
+                Ok(Request { tokens, class: self.class, sequence: request.sequence })
             })
             .collect::<Result<Vec<_>, CliError>>()?;
         let generation = GenerationParams {

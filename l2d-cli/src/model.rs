@@ -187,6 +187,18 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
+    /// The guidance class of that name, as its place in the adapter's list.
+    pub(crate) fn class(&self, name: Option<&str>) -> Result<Option<usize>, CliError> {
+        let (Some(name), Self::Joined(model)) = (name, self) else { return Ok(None) };
+        let classes = &model.path.config.classes;
+        if classes.is_empty() {
+            return Err(CliError::Usage(format!("--class {name}: this adapter was trained without guidance classes")));
+        }
+        let found = classes.iter().position(|class| class == name);
+        let missing = || CliError::Usage(format!("--class {name}: this adapter's classes are {}", classes.join(", ")));
+        found.map(Some).ok_or_else(missing)
+    }
+
     /// Steps when none are asked for: the paper's 15 with a diffusion path, 1 without.
     pub(crate) fn default_steps(&self) -> usize {
         match self {
@@ -215,6 +227,10 @@ impl DecodeArgs {
             solver: match self.solver.unwrap_or(SolverKind::Midpoint) {
                 SolverKind::Euler => Solver::Euler,
                 SolverKind::Midpoint => Solver::Midpoint,
+                SolverKind::Heun2 => Solver::Heun2,
+                SolverKind::Heun3 => Solver::Heun3,
+                SolverKind::Rk4 => Solver::Rk4,
+                SolverKind::Rk4Classic => Solver::Rk4Classic,
             },
             final_t: self.final_time.unwrap_or(1.0),
             estimate: match self.velocity.unwrap_or(VelocityKind::Sampled) {
@@ -224,6 +240,7 @@ impl DecodeArgs {
                 VelocityKind::ExpectationNormalised => expectation(Normalise::Renormalise),
                 VelocityKind::ExpectationClamped => expectation(Normalise::ClampToNearest),
             },
+            guidance: self.guidance.unwrap_or(1.0),
             ..DiffusionParams::default()
         }
     }

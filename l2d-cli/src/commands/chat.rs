@@ -21,6 +21,7 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(
     let device = B::Device::default();
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     text.template()?;
+    model.class(args.decode.class.as_deref())?;
     let mut steps = args.steps.unwrap_or_else(|| model.default_steps());
     let mut decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
     let cancel = on_interrupt()?;
@@ -105,7 +106,7 @@ fn answer<B: Backend>(
         let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
     };
     let hooks = Hooks { text: Some(text), on_event: Some(&mut show), cancel: Some(cancel), ..Hooks::default() };
-    let request = Request { tokens, class: None, sequence: turn };
+    let request = Request { tokens, class: model.class(args.decode.class.as_deref())?, sequence: turn };
     let mut completions = decoder.generate(&[request], &generation.check()?, hooks)?;
     say!("")?;
     completions.pop().ok_or_else(|| CliError::Usage("the decoder gave no answer".into()))

@@ -32,6 +32,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
     }
     let device = B::Device::default();
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let class = model.class(args.decode.class.as_deref())?;
     let usual = match &args.model.adapter {
         Some(_) => vec![1, model.default_steps()],
         None => vec![1],
@@ -66,19 +67,20 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         let mut interrupted = false;
         for &steps in budgets {
             let params = args.decode.diffusion(steps);
-            let settings = RunSettings {
-                samples: 1,
-                batch_size: args.batch_size,
-                seed: args.decode.seed,
-                generation: json!({
-                    "model": identity.key,
-                    "diffusion": params,
-                    "sampling": args.decode.sampling(),
-                }),
-            };
+            let mut generation = json!({
+                "model": identity.key,
+                "diffusion": params,
+                "sampling": args.decode.sampling(),
+            });
+            // Named only where there is one: a run without guidance goes on with the journal it has.
+            if let Some(class) = &args.decode.class {
+                generation["class"] = json!(class);
+            }
+            let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
             let mut generator = ModelGenerator {
                 decoder: model.decoder(params, args.decode.mode())?,
                 text: &text,
+                class,
                 sampling: args.decode.sampling(),
                 cancel: &cancel,
                 threads: backend.decode_threads(),

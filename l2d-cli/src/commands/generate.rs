@@ -24,6 +24,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         let system = args.system.iter().map(Message::system);
         text.prompt(&system.chain([Message::user(prompt)]).collect::<Vec<_>>())?
     };
+    let class = model.class(args.decode.class.as_deref())?;
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
     let generation = GenerationParams {
@@ -46,7 +47,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
             out.flush()
         });
     };
-    let request = Request { tokens, class: None, sequence: 0 };
+    let request = Request { tokens, class, sequence: 0 };
     let prompt_tokens = request.tokens.len();
     let hooks = Hooks { text: Some(&text), on_event: Some(&mut show), cancel: Some(&cancel), ..Hooks::default() };
     let completions = decoder.generate(&[request], &generation.check()?, hooks)?;

@@ -235,8 +235,14 @@ impl<B: Backend> Session<'_, B> {
             seed: self.args.seed,
             generation: json!({ "series": series, "steps": steps, "estimate": tiny::estimate(), "sampling": sampling }),
         };
-        let mut generator =
-            ModelGenerator { decoder, text: &self.text, sampling, cancel: self.cancel, threads: self.threads };
+        let mut generator = ModelGenerator {
+            decoder,
+            class: None,
+            text: &self.text,
+            sampling,
+            cancel: self.cancel,
+            threads: self.threads,
+        };
         let mut progress = EvalProgress::new(format!("{series} at {steps}"));
         let result = evaluation.run(&settings, &mut generator, None, &mut progress, self.cancel)?;
         progress.clear();
