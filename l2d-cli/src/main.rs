@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{BenchCommand, Cli, Command};
 use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
 
@@ -45,6 +45,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
         Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Bench(BenchCommand::Decode(args)) => {
+            with_backend!(backend, B => commands::bench::run::<B>(&args, backend))
+        }
     }
 }
 

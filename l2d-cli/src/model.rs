@@ -209,7 +209,7 @@ impl<B: Backend> Model<B> {
 }
 
 impl WeightsKind {
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }
 }
@@ -250,6 +250,14 @@ impl DecodeArgs {
         match self.decode {
             Some(DecodeKind::Sequential) => DecodeMode::Sequential,
             Some(DecodeKind::Parallel) | None => DecodeMode::Parallel,
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn mode_name(&self) -> &'static str {
+        match self.mode() {
+            DecodeMode::Sequential => "sequential",
+            DecodeMode::Parallel => "parallel",
         }
     }
 

@@ -333,7 +333,8 @@ fn text_streams_and_stops_at_strings() {
                 assert_eq!(stopped.text, before);
                 assert_eq!(stopped.finish, FinishReason::StopString(string.clone()));
             }
-            None => assert_eq!(stopped, free),
+            // How many evaluations are made at once does depend on the batch.
+            None => assert_eq!(*stopped, Completion { rounds: stopped.rounds, ..free.clone() }),
         }
     }
     // A stop token has no text; what the stream held back comes out all the same.

@@ -98,6 +98,14 @@ impl<B: Backend> Linear<B> {
         self.packed.is_some()
     }
 
+    pub(crate) fn packed_format(&self) -> Option<WeightFormat> {
+        self.packed.as_ref().map(PackedMatrix::format)
+    }
+
+    pub(crate) fn packed_bytes(&self) -> usize {
+        self.packed.as_ref().map_or(0, PackedMatrix::bytes)
+    }
+
     /// `[in, out]`.
     pub fn shape(&self) -> [usize; 2] {
         match &self.packed {

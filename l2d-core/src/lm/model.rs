@@ -126,6 +126,26 @@ impl<B: Backend> Lm<B> {
         KvCache::dense(&self.config, padding, capacity)
     }
 
+    /// What one more row costs a forward pass of a few rows, as a part of a pass with one; measured on a two-core machine
+    /// with AVX-512 (docs/performance.md). The fewer bytes the weights are, the sooner arithmetic is what takes the time.
+    pub fn row_cost(&self) -> f64 {
+        match self.head.as_ref().zip(self.blocks.first()).and_then(|(_, block)| block.query.packed_format()) {
+            Some(WeightFormat::F32) => 0.025,
+            Some(WeightFormat::Bf16 | WeightFormat::F16) => 0.09,
+            Some(WeightFormat::Q8_0 | WeightFormat::Q4_1) => 0.18,
+            None => 0.05,
+        }
+    }
+
+    /// Bytes of the packed weights, each of which a forward pass of one row reads once; 0 where none are packed.
+    pub fn packed_bytes(&self) -> usize {
+        let blocks = self.blocks.iter().flat_map(|block| {
+            let attention = [&block.query, &block.key, &block.value, &block.output];
+            attention.into_iter().chain([&block.mlp.gate, &block.mlp.up, &block.mlp.down])
+        });
+        blocks.chain(&self.head).map(Linear::packed_bytes).sum()
+    }
+
     /// Whether the CPU's decoding kernels compute it; see [`Lm::packed`].
     pub fn is_packed(&self) -> bool {
         self.head.as_ref().is_some_and(Linear::is_packed)

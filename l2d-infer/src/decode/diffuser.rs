@@ -1,6 +1,7 @@
 //! The diffusion of one token at each of several positions: from `x_0` to the logits at the final time.
 
 use std::cell::RefCell;
+use std::sync::Mutex;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -9,6 +10,7 @@ use l2d_core::diffusion::Modulation;
 use l2d_core::lm::{KvCache, host_values};
 
 use super::noise::Lane;
+use super::parallel::Luck;
 use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
 use crate::ode::FixedGrid;
@@ -18,7 +20,7 @@ use crate::velocity::{COLDEST, Estimate, guide};
 
 /// Rows in one forward pass of parallel-in-time decoding, at most. On a CPU a pass for 16 rows costs two to three passes for
 /// one; beyond, it costs nearly as much as the rows.
-const ROWS_AT_ONCE: usize = 16;
+const ROWS_AT_ONCE: usize = 32;
 
 /// A model, a grid of times, and all that follows from these two alone: the diffusion vocabulary, and what every time and
 /// class of the grid does to the path. Made once, used for every token.
@@ -34,6 +36,8 @@ pub struct Diffuser<'m, B: Backend> {
     /// One row for each of `times` and each class, "no class" last, classes fastest; the closing time is the last.
     pub(super) modulation: Modulation<B>,
     times: Vec<f32>,
+    /// What parallel decoding has learnt about its guesses. Decides how many are made, never what comes out.
+    pub(super) luck: Mutex<Luck>,
 }
 
 /// A slope the solver asks for.
@@ -150,7 +154,17 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let modulation = model.path.modulation(&per_row, Some(&class_rows));
         let table = model.path.vocabulary.table(&model.lm);
         let mode = DecodeMode::default();
-        Ok(Some(Self { model, settings: settings.clone(), mode, grid, table, calls, modulation, times }))
+        Ok(Some(Self {
+            model,
+            settings: settings.clone(),
+            mode,
+            grid,
+            table,
+            calls,
+            modulation,
+            times,
+            luck: Mutex::default(),
+        }))
     }
 
     /// The same, laying out its evaluations as `mode` says.
@@ -229,9 +243,9 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let lanes = conditions.lanes();
         // An expectation is no token to be guessed.
         let discrete = !matches!(self.settings.params.estimate, Estimate::Expectation { .. });
-        let ahead = ROWS_AT_ONCE / (rows * lanes).max(1);
-        if self.mode == DecodeMode::Parallel && discrete && ahead > 1 {
-            return self.diffuse_in_parallel(ahead, positions, conditions, x0, &mut draw, &mut visit, &go_on);
+        let most = ROWS_AT_ONCE / (rows * lanes).max(1);
+        if self.mode == DecodeMode::Parallel && discrete && most > 1 {
+            return self.diffuse_in_parallel(most, positions, conditions, x0, &mut draw, &mut visit, &go_on);
         }
         let lm = &self.model.lm;
         let single = lm.plan_at(positions.cache, positions.positions);

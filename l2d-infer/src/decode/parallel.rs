@@ -7,6 +7,7 @@
 //! weights for a dozen rows costs far less than a dozen passes.
 
 use std::convert::Infallible;
+use std::sync::PoisonError;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -27,6 +28,46 @@ struct Track {
     /// Logits at `(x_T, T)`, once every call is settled and the closing evaluation was made.
     closing: Option<Vec<f32>>,
     rounds: usize,
+    /// The latest logits; guesses are drawn from them when they are needed.
+    newest: Vec<f32>,
+    /// Calls whose tokens were drawn since `newest` came.
+    guessed: usize,
+}
+
+/// How often guesses have held lately.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Luck {
+    held: f64,
+    checked: f64,
+}
+
+impl Default for Luck {
+    fn default() -> Self {
+        Self { held: 8.0, checked: 10.0 }
+    }
+}
+
+impl Luck {
+    /// Older guesses count for less.
+    const MEMORY: f64 = 0.95;
+
+    fn learn(&mut self, held: usize, checked: usize) {
+        self.held = Self::MEMORY * self.held + held as f64;
+        self.checked = Self::MEMORY * self.checked + checked as f64;
+    }
+
+    /// The number of evaluations of each row in one pass, at most `most`, that settles the most calls for its cost: `k` of
+    /// them settle `1 + p + .. + p^(k-1)` calls, and each row of a pass costs `row_cost` of a pass with one.
+    fn evaluations(self, rows: usize, row_cost: f64, most: usize) -> usize {
+        let p = self.held / self.checked;
+        let worth = |k: usize| {
+            let settled: f64 = (0..k).map(|i| p.powi(i as i32)).sum();
+            // Guessing has costs of its own: draws and states.
+            let guessing = if k > 1 { 1.1 } else { 1.0 };
+            settled / (guessing * (1.0 + row_cost * ((k * rows) as f64 - 1.0)))
+        };
+        (1..=most.max(1)).max_by(|&a, &b| worth(a).total_cmp(&worth(b)).then(b.cmp(&a))).unwrap_or(1)
+    }
 }
 
 /// Something to evaluate: a slope call by its number, or the closing evaluation.
@@ -37,11 +78,11 @@ enum Evaluation {
 }
 
 impl<B: Backend> Diffuser<'_, B> {
-    /// [`Diffuser::diffuse`] with at most `ahead` evaluations of each row in one forward pass. For estimates that are rows
+    /// [`Diffuser::diffuse`] with at most `most` evaluations of each row in one forward pass. For estimates that are rows
     /// of the vocabulary alone.
     pub(super) fn diffuse_in_parallel(
         &self,
-        ahead: usize,
+        most: usize,
         positions: &Positions<'_, B>,
         conditions: &Conditions<B>,
         x0: Vec<f64>,
@@ -65,19 +106,40 @@ impl<B: Backend> Diffuser<'_, B> {
         let mut tracks = Vec::with_capacity(rows);
         for (row, logits) in base.chunks_exact(vocabulary).enumerate() {
             let mut tokens = vec![[0; 2]; self.calls.len()];
-            for (call, tokens) in tokens.iter_mut().enumerate() {
+            let settled = self.costly(0);
+            for (call, tokens) in tokens.iter_mut().enumerate().take(settled) {
                 for (lane, guess) in tokens.iter_mut().enumerate().take(lanes) {
                     *guess = token(row, call, lane, logits)?;
                 }
             }
-            tracks.push(Track { tokens, settled: self.costly(0), closing: None, rounds: 0 });
+            let newest = logits.to_vec();
+            tracks.push(Track { tokens, settled, closing: None, rounds: 0, newest, guessed: settled });
         }
 
         while tracks.iter().any(|track| track.closing.is_none()) {
             if !go_on() {
                 return Ok(None);
             }
+            let open = tracks.iter().filter(|track| track.closing.is_none()).count();
+            let luck = *self.luck.lock().unwrap_or_else(PoisonError::into_inner);
+            let ahead = luck.evaluations(open * lanes, self.model.lm.row_cost(), most);
             let planned: Vec<Vec<Evaluation>> = tracks.iter().map(|track| self.next(track, ahead)).collect();
+            for (row, (track, planned)) in tracks.iter_mut().zip(&planned).enumerate() {
+                // What lies behind the last planned evaluation needs no guess yet.
+                let end = match planned.last() {
+                    Some(&Evaluation::Call(call)) => call + 1,
+                    Some(Evaluation::Closing) => self.calls.len(),
+                    None => 0,
+                };
+                for call in track.guessed..end {
+                    for lane in 0..lanes {
+                        // Logits of a state that no sequential decoder meets may be no distribution: any guess will do.
+                        let guess = token(row, call, lane, &track.newest);
+                        track.tokens[call][lane] = guess.unwrap_or(track.tokens[call][lane]);
+                    }
+                }
+                track.guessed = track.guessed.max(end);
+            }
             // Over pages each row takes part with as many evaluations as it has. In a dense batch all take part with equally
             // many, and what is too much repeats the last and is not read.
             let longest = planned.iter().map(Vec::len).max().unwrap_or(0);
@@ -132,7 +194,7 @@ impl<B: Backend> Diffuser<'_, B> {
                 }
                 track.rounds += 1;
                 let mut right = true;
-                let mut newest: &[f32] = &[];
+                let (mut held, mut checked, mut newest) = (0, 0, None);
                 for (slot, &evaluation) in planned.iter().enumerate() {
                     let from = (firsts[row] + slot) * lanes;
                     let of_lane = |lane: usize| &logits[(from + lane) * vocabulary..(from + lane + 1) * vocabulary];
@@ -151,19 +213,18 @@ impl<B: Backend> Diffuser<'_, B> {
                             if right {
                                 track.settled = self.costly(call + 1);
                                 right = track.tokens[call] == before;
+                                checked += 1;
+                                held += usize::from(right);
                             }
-                            newest = of_lane(0);
+                            newest = Some(from);
                         }
                     }
                 }
-                // The calls that were too far ahead to be evaluated.
-                if let Some(&Evaluation::Call(last)) = planned.last() {
-                    for call in last + 1..self.calls.len() {
-                        for lane in 0..lanes {
-                            track.tokens[call][lane] =
-                                token(row, call, lane, newest).unwrap_or(track.tokens[call][lane]);
-                        }
-                    }
+                self.luck.lock().unwrap_or_else(PoisonError::into_inner).learn(held, checked);
+                // The calls that were too far ahead are guessed anew, from the latest logits.
+                if let (Some(from), Some(&Evaluation::Call(last))) = (newest, planned.last()) {
+                    track.newest.copy_from_slice(&logits[from * vocabulary..(from + 1) * vocabulary]);
+                    track.guessed = (last + 1).max(track.settled);
                 }
             }
         }

@@ -1,0 +1,206 @@
+//! `l2d bench decode`: how fast tokens come, and how near that is to what the machine's memory allows.
+
+use std::time::Instant;
+
+use burn::tensor::backend::Backend;
+use l2d_infer::Decoder;
+use l2d_infer::decode::{Event, GenerationParams, Hooks, Request};
+use serde::Serialize;
+
+use crate::args::BenchDecodeArgs;
+use crate::backend::BackendKind;
+use crate::error::CliError;
+use crate::model::{Model, on_interrupt};
+use crate::output::say;
+
+/// One row of the table.
+#[derive(Debug, Serialize)]
+struct Measurement {
+    steps: usize,
+    batch: usize,
+    prompt: usize,
+    /// New tokens of all sequences.
+    tokens: usize,
+    /// Prompt tokens computed in a second.
+    prefill_per_second: f64,
+    /// New tokens in a second after the prompt, median of the runs.
+    tokens_per_second: f64,
+    /// Evaluations of the diffusion path in a second.
+    evaluations_per_second: f64,
+    /// Forward passes of the diffusion path for each token; 0 for the plain LM.
+    rounds_per_token: f64,
+    /// Bytes of weights that were read in a second, as a part of the memory's rate; `None` without packed weights.
+    bandwidth_share: Option<f64>,
+}
+
+/// All that is written with `--json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    backend: String,
+    threads: usize,
+    model: String,
+    adapter: Option<String>,
+    weights: String,
+    decode: &'static str,
+    /// Bytes a second that all threads read together from a buffer larger than any cache.
+    memory_bandwidth: f64,
+    /// Bytes of packed base weights, which a forward pass reads once.
+    weight_bytes: usize,
+    /// The most memory the process has held, in bytes, where the system says.
+    peak_memory: Option<u64>,
+    runs: Vec<Measurement>,
+}
+
+/// Runs the command.
+pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> Result<(), CliError> {
+    for (name, values) in [("--batch", &args.batch), ("--prompt", &args.prompt), ("--tokens", &vec![args.tokens])] {
+        if values.contains(&0) {
+            return Err(CliError::Usage(format!("{name} must be at least 1")));
+        }
+    }
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &B::Device::default())?;
+    let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
+    let steps = args.steps.as_ref().unwrap_or(&usual);
+    for &steps in steps {
+        model.check(&args.decode.diffusion(steps))?;
+    }
+    let cancel = on_interrupt()?;
+    let words = text.tokenizer.encode(PROSE, false)?;
+    let lm = model.lm();
+    let weight_bytes = lm.packed_bytes();
+    let memory_bandwidth = memory_bandwidth();
+    let mut runs = Vec::new();
+    say!("memory: {:.1} GB/s, weights {:.1} MB", memory_bandwidth / 1e9, weight_bytes as f64 / 1e6)?;
+    say!("| steps | batch | prompt | prefill tok/s | tok/s | evaluations/s | rounds/token | of memory rate |")?;
+    say!("|---|---|---|---|---|---|---|---|")?;
+    for &steps in steps {
+        for &batch in &args.batch {
+            for &prompt in &args.prompt {
+                let requests: Vec<Request> = (0..batch as u64)
+                    .map(|sequence| Request {
+                        tokens: prompt_tokens(&words, prompt, sequence as usize),
+                        class: None,
+                        sequence,
+                    })
+                    .collect();
+                let generation = GenerationParams {
+                    max_tokens: args.tokens,
+                    seed: args.decode.seed,
+                    sampling: args.decode.sampling(),
+                    ..GenerationParams::default()
+                };
+                let generation = generation.check()?;
+                let mut measured = Vec::with_capacity(args.repeats);
+                for _ in 0..args.repeats.max(1) {
+                    // A new one each time: a decoder remembers prompts.
+                    let decoder: Decoder<'_, B> = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
+                    let start = Instant::now();
+                    let mut first = None;
+                    let mut note = |_: Event<'_>| {
+                        first.get_or_insert_with(Instant::now);
+                    };
+                    let hooks = Hooks { on_event: Some(&mut note), cancel: Some(&cancel), ..Hooks::default() };
+                    let completions = decoder.generate(&requests, &generation, hooks)?;
+                    if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+                        return Err(CliError::Interrupted);
+                    }
+                    let (end, first) = (Instant::now(), first.unwrap_or(start));
+                    let tokens: usize = completions.iter().map(|completion| completion.tokens.len()).sum();
+                    let passes: usize = completions.iter().map(|completion| completion.passes).sum();
+                    let rounds: usize = completions.iter().map(|completion| completion.rounds).sum();
+                    // The first token of each sequence came with the prompt.
+                    let after = tokens.saturating_sub(batch).max(1) as f64;
+                    let seconds = (end - first).as_secs_f64().max(1e-9);
+                    let per_second = after / seconds;
+                    let rounds_per_token = rounds as f64 / tokens.max(1) as f64;
+                    // Sequences of a batch share the reading of the weights.
+                    let read = per_second / batch as f64 * (1.0 + rounds_per_token) * weight_bytes as f64;
+                    measured.push(Measurement {
+                        steps,
+                        batch,
+                        prompt,
+                        tokens,
+                        prefill_per_second: (batch * prompt) as f64 / (first - start).as_secs_f64().max(1e-9),
+                        tokens_per_second: per_second,
+                        evaluations_per_second: per_second * passes as f64 / tokens.max(1) as f64,
+                        rounds_per_token,
+                        bandwidth_share: (weight_bytes > 0).then(|| read / memory_bandwidth),
+                    });
+                }
+                measured.sort_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
+                let median = measured.swap_remove(measured.len() / 2);
+                let share = median.bandwidth_share.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share));
+                say!(
+                    "| {} | {} | {} | {:.0} | {:.1} | {:.0} | {:.1} | {} |",
+                    median.steps,
+                    median.batch,
+                    median.prompt,
+                    median.prefill_per_second,
+                    median.tokens_per_second,
+                    median.evaluations_per_second,
+                    median.rounds_per_token,
+                    share
+                )?;
+                runs.push(median);
+            }
+        }
+    }
+    let peak_memory = peak_memory();
+    if let Some(bytes) = peak_memory {
+        say!("peak memory: {:.0} MB", bytes as f64 / 1e6)?;
+    }
+    let Some(path) = &args.json else { return Ok(()) };
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        backend: backend.name().into(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        model: args.model.model.display().to_string(),
+        adapter: args.model.adapter.as_ref().map(|path| path.display().to_string()),
+        weights: args.model.weights.map_or("stored".into(), |weights| weights.name()),
+        decode: args.decode.mode_name(),
+        memory_bandwidth,
+        weight_bytes,
+        peak_memory,
+        runs,
+    };
+    let text = serde_json::to_vec_pretty(&report).map_err(|e| CliError::io(path, e.into()))?;
+    l2d_core::checkpoint::write_atomically(path, |out| out.write_all(&text))?;
+    Ok(())
+}
+
+/// What prompts are made of. English, because how many guesses of a parallel decoder hold depends on how sure the model is.
+const PROSE: &str = "The harbour lies at the mouth of a slow river. Every morning the fishing boats leave before the sun is up, \
+    and every afternoon they come back with crates of herring and mackerel, which are weighed, sold and packed in ice on \
+    the quay. Twelve boats sail on an ordinary day, and each of them brings home about forty crates. In winter, when the \
+    storms come in from the west, only half of them go out, and the price of fish rises in the whole valley. The old \
+    lighthouse keeper writes the number of boats into a book, together with the wind and the height of the tide. ";
+
+/// `count` tokens of the prose, over and over; every sequence begins at another place.
+fn prompt_tokens(words: &[u32], count: usize, sequence: usize) -> Vec<u32> {
+    words.iter().copied().cycle().skip(17 * sequence % words.len().max(1)).take(count).collect()
+}
+
+/// Bytes a second that all threads together read, best of five, from a quarter of a gibibyte.
+fn memory_bandwidth() -> f64 {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let words = vec![1u64; 1 << 25];
+    let pass = || {
+        let start = Instant::now();
+        let total: u64 = std::thread::scope(|scope| {
+            let parts = words.chunks(words.len().div_ceil(threads));
+            let running: Vec<_> = parts.map(|part| scope.spawn(|| part.iter().fold(0u64, |a, &b| a ^ b))).collect();
+            running.into_iter().map(|thread| thread.join().unwrap_or(0)).fold(0, |a, b| a ^ b)
+        });
+        std::hint::black_box(total);
+        (words.len() * 8) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
+
+/// The process's high-water mark, where there is Linux's `/proc`.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
