@@ -67,6 +67,48 @@ fn train_for(model: &Path, data: &Path, out: &Path) -> Command {
 }
 
 #[test]
+fn speed_is_measured_and_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("bench.json");
+    let mut bench = l2d();
+    bench.args(["bench", "decode", "--model"]).arg(tiny()).args(["--tokens", "4", "--repeats", "1"]);
+    let mut refused = l2d();
+    refused.args(["bench", "decode", "--model"]).arg(tiny()).args(["--batch", "0"]);
+    refused.assert().code(2).stderr(contains("--batch"));
+    bench
+        .args(["--batch", "1,3", "--prompt", "8", "--json"])
+        .arg(&json)
+        .assert()
+        .success()
+        .stdout(contains("| 1 | 3 | 8 |"));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["runs"].as_array().unwrap().len(), 2);
+    assert!(report["memory_bandwidth"].as_f64().unwrap() > 1e6 && report["weight_bytes"].as_u64().unwrap() > 0);
+    assert!(report["runs"][1]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["runs"][1]["tokens"], 12);
+}
+
+#[test]
+fn weights_may_be_kept_in_any_format() {
+    let answer = |weights: &[&str]| {
+        let mut command = generate(&tiny());
+        let output =
+            command.args(["--temperature", "0", "--max-tokens", "12"]).args(weights).arg("12+7").output().unwrap();
+        assert!(output.status.success(), "{weights:?}");
+        output.stdout
+    };
+    // Stored in half precision: the same numbers in any format that holds them.
+    let stored = answer(&[]);
+    assert_eq!(answer(&["--weights", "f32"]), stored);
+    for weights in ["f16", "bf16", "q8_0", "q4_1"] {
+        answer(&["--weights", weights]);
+    }
+    generate(&tiny()).args(["--weights", "q2", "x"]).assert().code(2).stderr(contains("q4_1"));
+    generate(&tiny()).args(["--class", "maths", "x"]).assert().code(2).stderr(contains("--adapter"));
+    generate(&tiny()).args(["--guidance", "2", "x"]).assert().code(2).stderr(contains("--class"));
+}
+
+#[test]
 fn the_answer_alone_goes_to_stdout_and_a_seed_repeats_it() {
     let run = |seed: &str| {
         let output = generate(&tiny()).args(["--seed", seed, "--temperature", "1", "345*67"]).output().expect("ran");

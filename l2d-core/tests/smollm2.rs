@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use l2d_core::checkpoint::{Checkpoint, TensorSource};
 use l2d_core::config::Family;
+use l2d_core::cpu::WeightFormat;
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::text::{Ending, Message};
 use l2d_testkit::{Golden, TestBackend};
@@ -90,7 +91,31 @@ fn the_architecture_and_the_tensors_are_hugging_faces() {
 #[test]
 fn parity_logits_and_greedy_tokens() {
     let Some(checkpoint) = checkpoint() else { return };
-    let lm = Lm::<TestBackend>::load(&checkpoint.config, &*checkpoint.tensors, &Default::default()).unwrap();
+    let load = [Lm::<TestBackend>::load, Lm::<TestBackend>::load_packed];
+    for load in load {
+        logits_and_greedy_tokens(load(&checkpoint.config, &*checkpoint.tensors, &Default::default()).unwrap());
+    }
+}
+
+/// Blocks multiplied as they lie in the file give the very logits of the matrices they decode to.
+#[test]
+fn packed_blocks_lose_nothing() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let device = Default::default();
+    let blocks = Lm::<TestBackend>::load_packed(&checkpoint.config, &*checkpoint.tensors, &device).unwrap();
+    let whole = Lm::<TestBackend>::load(&checkpoint.config, &*checkpoint.tensors, &device).unwrap();
+    let whole = whole.packed(WeightFormat::F32);
+    assert!(blocks.packed_bytes() * 5 < whole.packed_bytes());
+    let tokens: Vec<u32> = (0..70).map(|i| (i * 7919) % 49_152).collect();
+    let logits = |lm: &Lm<TestBackend>| {
+        host_values(lm.logits(lm.forward(std::slice::from_ref(&tokens), &mut lm.new_cache(vec![0], 70))))
+    };
+    let (a, b) = (logits(&blocks), logits(&whole));
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert_eq!(worst, 0.0);
+}
+
+fn logits_and_greedy_tokens(lm: Lm<TestBackend>) {
     let golden = Golden::load("smollm2_lm");
     for (i, case) in cases::<PromptCase>("smollm2_lm.json").into_iter().enumerate() {
         let mut cache = lm.new_cache(vec![0], case.ids.len() + case.greedy.len());

@@ -52,7 +52,8 @@ impl<B: Backend> Lm<B> {
     /// # Errors
     /// As [`Lm::load`].
     pub fn load_packed(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
-        Self::load_with(config, source, device, true)
+        // The layers are packed already; this does the norms.
+        Ok(Self::load_with(config, source, device, true)?.packed(WeightFormat::F32))
     }
 
     fn load_with(config: &LmConfig, source: &dyn TensorSource, device: &B::Device, packed: bool) -> Result<Self> {
