@@ -8,6 +8,7 @@ use anamnesis::{GgufMetadataArray as Array, GgufType, GgufWriteTensor, write_ggu
 use l2d_core::Error;
 use l2d_core::checkpoint::{Checkpoint, GgufSource, TensorSource, open_weights};
 use l2d_core::config::{Family, LmConfig, RopeScaling};
+use l2d_core::cpu::PackedMatrix;
 use l2d_testkit::parity_dir;
 use proptest::prelude::*;
 
@@ -123,6 +124,22 @@ fn every_number_format_decodes_to_the_reference_bits() {
         assert_eq!(source.dtype(&name).as_deref(), Some(name.as_str()));
         assert!(found == hex, "{name} differs from the reference");
     }
+}
+
+#[test]
+fn blocks_are_packed_to_the_numbers_they_decode_to() {
+    let source = GgufSource::open(&fixture("quants.gguf")).unwrap();
+    let mut packed = Vec::new();
+    for name in source.names() {
+        let Some(blocks) = source.read_blocks(&name).unwrap() else { continue };
+        let found = PackedMatrix::from_blocks(&blocks, 2, 256).dense(); // [256, 2]
+        let expected = source.read_f32(&name).unwrap(); // [2, 256]
+        // A sum has no negative zero; but for that sign the numbers are the same bits.
+        let same = |i: usize| (0..2).all(|row| found[2 * i + row] == expected[256 * row + i]);
+        assert!((0..256).all(same), "{name}");
+        packed.push(name);
+    }
+    assert_eq!(packed, ["Q4_0", "Q4_1", "Q8_0"]);
 }
 
 #[test]
@@ -372,6 +389,9 @@ fn survive(bytes: Vec<u8>) {
     if let Ok(source) = GgufSource::from_bytes(bytes, "fuzz.gguf") {
         for name in source.names() {
             let _ = source.read_f32(&name);
+            if let (Ok(Some(blocks)), Some(shape)) = (source.read_blocks(&name), source.shape(&name)) {
+                PackedMatrix::from_blocks(&blocks, shape[0], shape[1]);
+            }
         }
         let _ = Checkpoint::from_gguf(source);
     }

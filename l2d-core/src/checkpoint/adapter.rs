@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -46,15 +45,14 @@ impl BaseFingerprint {
                 hash.update(value.to_le_bytes());
             }
         };
-        let sample = |table: Tensor<B, 2>| {
-            let [rows, _] = table.dims();
-            host_values(table.narrow(0, 0, rows.min(16)))
-        };
-        add(sample(lm.embedding.val()));
+        const SAMPLED: usize = 16;
+        let embedding = lm.embedding.val();
+        let rows = embedding.dims()[0].min(SAMPLED);
+        add(host_values(embedding.narrow(0, 0, rows)));
         add(host_values(lm.final_norm.weight.val()));
         for block in lm.blocks.first().into_iter().chain(lm.blocks.last()) {
-            add(sample(block.query.dense()));
-            add(sample(block.mlp.down.dense()));
+            add(block.query.first_rows(SAMPLED));
+            add(block.mlp.down.first_rows(SAMPLED));
             add(host_values(block.attention_norm.weight.val()));
         }
         let weights = hex(&hash.finalize());

@@ -120,7 +120,11 @@ impl PackedMatrix {
     }
 
     fn pack(weight: impl Fn(usize, usize) -> f32 + Sync, outputs: usize, inputs: usize, format: WeightFormat) -> Self {
-        let format = if format.is_quantised() && !inputs.is_multiple_of(BLOCK) { WeightFormat::F16 } else { format };
+        let whole_blocks = !format.is_quantised() || inputs.is_multiple_of(BLOCK);
+        if !whole_blocks {
+            tracing::warn!("a matrix of {inputs} inputs is kept in f16: blocks of {format} need a multiple of {BLOCK}");
+        }
+        let format = if whole_blocks { format } else { WeightFormat::F16 };
         let at = |output: usize, input: usize| if output < outputs { weight(output, input) } else { 0.0 };
         Self::build(inputs, outputs, format, |first, panel| match format {
             WeightFormat::F32 => {
@@ -270,9 +274,14 @@ impl PackedMatrix {
 
     /// All weights as f32, `[inputs, outputs]`.
     pub fn dense(&self) -> Vec<f32> {
+        self.first_rows(self.inputs)
+    }
+
+    /// The weights of the first inputs as f32, `[count, outputs]`.
+    pub fn first_rows(&self, count: usize) -> Vec<f32> {
         let mut one_hot = vec![0.0; self.inputs];
-        let mut values = Vec::with_capacity(self.inputs * self.outputs);
-        for input in 0..self.inputs {
+        let mut values = Vec::with_capacity(count * self.outputs);
+        for input in 0..count.min(self.inputs) {
             one_hot[input] = 1.0;
             values.extend(self.multiply(&one_hot));
             one_hot[input] = 0.0;

@@ -62,6 +62,15 @@ impl<B: Backend> Linear<B> {
         }
     }
 
+    /// The first rows of the weight, at most `count`: `[count, out]` flattened.
+    pub(crate) fn first_rows(&self, count: usize) -> Vec<f32> {
+        let count = count.min(self.shape()[0]);
+        match &self.packed {
+            None => host_rows(self.weight.val().narrow(0, 0, count)),
+            Some(packed) => packed.first_rows(count),
+        }
+    }
+
     /// `x: [rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.forward_adapted(x, self.lora.as_ref())

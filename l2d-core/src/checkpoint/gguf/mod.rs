@@ -313,15 +313,26 @@ impl TensorSource for GgufSource {
     }
 
     fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
-        let Some(entry) = self.tensors.get(name).filter(|entry| entry.shape.len() == 2) else { return Ok(None) };
-        let make = match entry.dtype {
-            GgufType::Q4_0 => Blocks::Q4_0,
-            GgufType::Q4_1 => Blocks::Q4_1,
-            GgufType::Q8_0 => Blocks::Q8_0,
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        let (make, size): (fn(Vec<u8>) -> Blocks, usize) = match entry.dtype {
+            GgufType::Q4_0 => (Blocks::Q4_0, 18),
+            GgufType::Q4_1 => (Blocks::Q4_1, 20),
+            GgufType::Q8_0 => (Blocks::Q8_0, 34),
             _ => return Ok(None),
         };
+        // A block that spans two rows is legal in a file and not in a product.
+        let &[rows, inputs] = entry.shape.as_slice() else { return Ok(None) };
+        if !inputs.is_multiple_of(32) {
+            return Ok(None);
+        }
         let missing = || Error::MissingTensor { path: self.path.clone(), name: name.to_string() };
         let tensor = self.file.tensors().find(|tensor| tensor.name == entry.stored_name).ok_or_else(missing)?;
-        Ok(Some(make(entry.rows.restore(tensor.data.as_ref().to_vec(), &entry.shape))))
+        let bytes = tensor.data.as_ref();
+        if bytes.len() != rows * (inputs / 32) * size {
+            let reason =
+                format!("`{name}` has {} bytes where its shape needs {}", bytes.len(), rows * (inputs / 32) * size);
+            return Err(Error::format(&self.path, "gguf", reason));
+        }
+        Ok(Some(make(entry.rows.restore(bytes.to_vec(), &entry.shape))))
     }
 }
