@@ -282,6 +282,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
 
+    /// Write the guesses on the way to each token to FILE.jsonl, and as a page to look at to FILE.html.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) decode: DecodeArgs,
 

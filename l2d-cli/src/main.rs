@@ -11,6 +11,7 @@ mod model;
 mod output;
 mod progress;
 mod tiny;
+mod trace;
 
 use std::process::ExitCode;
 

@@ -89,6 +89,20 @@ fn speed_is_measured_and_written_down() {
 }
 
 #[test]
+fn a_trace_shows_the_way_to_each_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = tiny().join("adapter.safetensors");
+    let mut command = generate(&tiny());
+    command.arg("--adapter").arg(&adapter).args(["--steps", "7", "--max-tokens", "5", "--trace"]);
+    command.arg(folder.path().join("way")).arg("3+4*2").assert().success().stderr(contains("way.html"));
+    let lines = std::fs::read_to_string(folder.path().join("way.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["type"], &lines[0]["steps"]), (&"settings".into(), &7.into()));
+    assert!(lines.len() > 1 && lines[1..].iter().all(|line| line["guesses"].as_array().unwrap().len() == 6));
+    assert!(std::fs::read_to_string(folder.path().join("way.html")).unwrap().contains("\"prompt\":\"3+4*2\""));
+}
+
+#[test]
 fn weights_may_be_kept_in_any_format() {
     let answer = |weights: &[&str]| {
         let mut command = generate(&tiny());

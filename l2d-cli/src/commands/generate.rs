@@ -6,12 +6,14 @@ use std::time::Instant;
 use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_infer::decode::{Event, FinishReason, GenerationParams, Hooks, Request};
+use serde_json::json;
 
 use crate::args::GenerateArgs;
 use crate::backend::BackendKind;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
+use crate::trace::Trace;
 
 /// Runs the command. The answer streams to stdout; a line of figures goes to stderr.
 pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Result<(), CliError> {
@@ -22,7 +24,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         text.raw(&prompt)?
     } else {
         let system = args.system.iter().map(Message::system);
-        text.prompt(&system.chain([Message::user(prompt)]).collect::<Vec<_>>())?
+        text.prompt(&system.chain([Message::user(prompt.clone())]).collect::<Vec<_>>())?
     };
     let class = model.class(args.decode.class.as_deref())?;
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
@@ -38,8 +40,12 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
     let start = Instant::now();
     let mut written = Ok(());
     let mut first_token = None;
+    let mut trace = Trace::new(&text.tokenizer);
     let mut show = |event: Event<'_>| {
         first_token.get_or_insert_with(Instant::now);
+        if let Event::Token { token, passes, rounds, guesses, .. } = event {
+            trace.push(token, passes, rounds, guesses);
+        }
         let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
         written = std::mem::replace(&mut written, Ok(())).and_then(|()| {
             let mut out = std::io::stdout().lock();
@@ -49,7 +55,13 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
     };
     let request = Request { tokens, class, sequence: 0 };
     let prompt_tokens = request.tokens.len();
-    let hooks = Hooks { text: Some(&text), on_event: Some(&mut show), cancel: Some(&cancel), ..Hooks::default() };
+    let hooks = Hooks {
+        text: Some(&text),
+        on_event: Some(&mut show),
+        cancel: Some(&cancel),
+        guesses: args.trace.is_some(),
+        ..Hooks::default()
+    };
     let completions = decoder.generate(&[request], &generation.check()?, hooks)?;
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Err(CliError::OutputClosed),
@@ -57,6 +69,20 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         Ok(()) => say!("")?,
     }
     let end = Instant::now();
+    if let Some(path) = &args.trace {
+        let settings = json!({
+            "model": args.model.model,
+            "adapter": args.model.adapter,
+            "steps": steps,
+            "diffusion": args.decode.diffusion(steps),
+            "sampling": args.decode.sampling(),
+            "class": args.decode.class,
+            "seed": args.decode.seed,
+            "prompt": prompt,
+        });
+        let [lines, page] = trace.write(path, &settings)?;
+        eprintln!("[trace: {} and {}]", lines.display(), page.display());
+    }
     for completion in &completions {
         let (first, tokens) = (first_token.unwrap_or(end), completion.tokens.len());
         // The first token's time is the prompt's.
