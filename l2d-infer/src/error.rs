@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use crate::ode::GridError;
+use crate::ode::{Failure, GridError};
 
 /// What can go wrong between a prompt and a text.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,27 @@ pub enum Error {
     /// The diffusion's grid of times.
     #[error(transparent)]
     Grid(#[from] GridError),
+    /// An adaptive solver got no further; the system is the row of the batch.
+    #[error(transparent)]
+    Integration(Failure),
+    /// What went wrong in one row of a batch.
+    #[error("row {row}: {source}")]
+    Row {
+        /// The row.
+        row: usize,
+        /// What.
+        source: Box<Error>,
+    },
+    /// What went wrong at one token of one request.
+    #[error("request {request}, new token {token}: {source}")]
+    At {
+        /// The request's place among those given.
+        request: usize,
+        /// New tokens the sequence had.
+        token: usize,
+        /// What.
+        source: Box<Error>,
+    },
     /// A parameter is out of its range.
     #[error("{name} is {value}; it must be {expected}")]
     Parameter {
@@ -58,6 +79,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// The same, of that row of a batch.
+    pub(crate) fn in_row(self, row: usize) -> Self {
+        Self::Row { row, source: Box::new(self) }
+    }
+
     /// A `Parameter` error.
     pub fn parameter(name: &'static str, value: impl ToString, expected: &'static str) -> Self {
         Self::Parameter { name, value: value.to_string(), expected }

@@ -145,9 +145,11 @@ pub const COLDEST: f64 = 1e-6;
 impl VelocityForm {
     /// The velocity at `(x, t)`; zero from `t = 1` on, where the state has arrived and the quotient is undefined.
     pub fn velocity(self, x1: &[f64], x: &[f64], t: f64) -> Vec<f64> {
-        if t >= 1.0 {
-            return vec![0.0; x.len()];
-        }
+        if t >= 1.0 { vec![0.0; x.len()] } else { self.quotient(x1, x, t) }
+    }
+
+    /// The formula as it stands, whatever `t`: beyond 1 it leads away from `x1`.
+    pub fn quotient(self, x1: &[f64], x: &[f64], t: f64) -> Vec<f64> {
         let remaining = match self {
             Self::Constant => 1.0 - t,
             Self::Edm => (1.0 - t) * (1.0 - t),

@@ -9,9 +9,10 @@ use l2d_core::cpu::WeightFormat;
 use l2d_core::lm::host_values;
 use l2d_core::parameters::replace_parameters;
 use l2d_infer::decode::{
-    Completion, DecodeMode, Detokenizer, Event, FinishReason, Hooks, Lane, Noise, Place, SeededNoise, TextStream,
+    AdaptiveSteps, Completion, DecodeMode, Detokenizer, Event, FinishReason, Hooks, Lane, Noise, Place, SeededNoise,
+    TextStream,
 };
-use l2d_infer::ode::Solver;
+use l2d_infer::ode::{AdaptiveParams, AdaptiveSolver, Solver};
 use l2d_infer::sampler::{Sampler, SamplingParams};
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise, VelocityForm};
@@ -159,6 +160,7 @@ fn evaluations_at_once_change_no_token() {
                 let params = DiffusionParams {
                     evaluations: 4 * solver.tableau().stages() + 1,
                     solver,
+                    adaptive: None,
                     final_t,
                     estimate,
                     velocity,
@@ -408,8 +410,11 @@ fn weights_that_are_not_numbers_are_an_error() {
     model.path = replace_parameters(model.path, &mut { broken }).unwrap();
     for solver in [Solver::Euler, Solver::Midpoint] {
         let decoder = Decoder::new(&model, &diffusion(|p| p.solver = solver).check().unwrap()).unwrap();
-        let outcome = decoder.generate(&[request(4, 0)], &tokens(2).check().unwrap(), Hooks::default());
-        assert!(matches!(outcome, Err(Error::Logits { .. })));
+        let error = decoder.generate(&[request(4, 0)], &tokens(2).check().unwrap(), Hooks::default()).unwrap_err();
+        assert!(
+            matches!(&error, Error::At { request: 0, token: 0, source } if matches!(**source, Error::Logits { .. }))
+        );
+        assert!(error.to_string().contains("NaN"), "{error}");
     }
 }
 
@@ -521,6 +526,84 @@ fn packed_logits_are_the_same_bits_alone_in_a_batch_and_in_both_modes() {
             assert_eq!(logits(&requests[6..7], mode), alone[36..42], "{file} {mode:?}");
         }
     }
+}
+
+#[test]
+fn adaptive_steps_are_each_sequences_own() {
+    for file in ["l2d_llama_lora", "l2d_llama_guidance"] {
+        let model = model(file).packed(WeightFormat::F32);
+        let class = file.ends_with("guidance").then_some(1);
+        let requests: Vec<Request> =
+            (0..5u64).map(|i| Request { class, ..request([4, 33, 9, 17, 12][i as usize], i) }).collect();
+        let expectation = |normalise| Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise };
+        for (solver, estimate) in [
+            (AdaptiveSolver::Fehlberg2, expectation(Normalise::None)),
+            (AdaptiveSolver::AdaptiveHeun, Estimate::default()),
+            (AdaptiveSolver::Dopri5, expectation(Normalise::None)),
+            (AdaptiveSolver::Bosh3, expectation(Normalise::Renormalise)),
+            (AdaptiveSolver::AdaptiveHeun, expectation(Normalise::ClampToNearest)),
+        ] {
+            // Fehlberg's pair sees 1/512 of what the others see.
+            let allowed = if solver == AdaptiveSolver::Fehlberg2 { 1e-4 } else { 1e-2 };
+            let tolerance = AdaptiveParams { atol: allowed, rtol: allowed, ..Default::default() };
+            let params = diffusion(|p| {
+                p.adaptive = Some(AdaptiveSteps { solver, tolerance, as_reference: None });
+                (p.final_t, p.estimate) = (0.95, estimate);
+                p.guidance = if class.is_some() { 1.5 } else { 1.0 };
+            });
+            let together = run(&model, params, tokens(4), &requests);
+            let alone: Vec<Completion> =
+                requests.iter().flat_map(|one| run(&model, params, tokens(4), std::slice::from_ref(one))).collect();
+            // Tokens, text and how many evaluations each took.
+            assert_eq!(together, alone, "{file} {solver}");
+            assert!(together.iter().any(|row| row.passes != together[0].passes), "{file} {solver}: all took alike");
+            let lanes = if class.is_some() { 2 } else { 1 };
+            assert!(together.iter().all(|row| row.passes - 4 == lanes * (row.rounds - 4)), "{file} {solver}");
+        }
+    }
+}
+
+#[test]
+fn adaptive_steps_in_a_dense_batch_of_unequal_rows() {
+    let model = model("l2d_qwen2_lora");
+    let requests: Vec<Request> = (0..4u64).map(|i| request(3 + 4 * i as u32, i)).collect();
+    let params = diffusion(|p| {
+        p.adaptive = Some(AdaptiveSteps {
+            solver: AdaptiveSolver::Bosh3,
+            tolerance: AdaptiveParams { atol: 1e-2, rtol: 1e-2, ..Default::default() },
+            as_reference: None,
+        });
+        p.estimate = Estimate::Argmax;
+        p.final_t = 0.9;
+    });
+    let together = run(&model, params, tokens(3), &requests);
+    let alone: Vec<_> =
+        requests.iter().flat_map(|one| run(&model, params, tokens(3), std::slice::from_ref(one))).collect();
+    let tokens = |all: &[Completion]| -> Vec<Vec<u32>> { all.iter().map(|row| row.tokens.clone()).collect() };
+    assert_eq!(tokens(&together), tokens(&alone));
+}
+
+#[test]
+fn an_adaptive_solver_that_does_not_arrive_says_where() {
+    let model = model("l2d_llama_lora");
+    let with = |change: fn(&mut AdaptiveParams), cancelled: bool| {
+        let mut tolerance = AdaptiveParams::default();
+        change(&mut tolerance);
+        let adaptive = AdaptiveSteps { solver: AdaptiveSolver::Dopri5, tolerance, as_reference: None };
+        let params = diffusion(|p| p.adaptive = Some(adaptive)).check()?;
+        let cancel = AtomicBool::new(cancelled);
+        let hooks = Hooks { cancel: Some(&cancel), ..Hooks::default() };
+        Decoder::new(&model, &params)?.generate(&[request(4, 0), request(5, 1)], &tokens(2).check()?, hooks)
+    };
+    let error = with(|p| p.max_evaluations = 9, false).unwrap_err().to_string();
+    assert!(error.contains("request 0, new token 0") && error.contains("9 evaluations"), "{error}");
+    assert!(error.contains("raise atol"), "{error}");
+    for (name, change) in [("atol", (|p| p.atol = 0.0) as fn(&mut AdaptiveParams)), ("rtol", |p| p.rtol = -1.0)] {
+        let error = with(change, false).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let called_off = with(|_| (), true).unwrap();
+    assert!(called_off.iter().all(|row| row.finish == FinishReason::Cancelled && row.tokens.is_empty()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use l2d_core::L2d;
+use l2d_core::cpu::WeightFormat;
 use l2d_infer::decode::{DecodeMode, FinishReason, Hooks, Lane, Noise, Place};
 use l2d_infer::ode::FixedGrid;
 use l2d_infer::sampler::{Sampler, SamplingParams};
@@ -126,9 +127,11 @@ fn parity_decoding() {
         let golden = Golden::load(file);
         let (lm, path) = golden_l2d(&golden, &Default::default());
         let model = L2d { lm, path };
+        let packed = model.clone().packed(WeightFormat::F32);
         for name in ["decode/equal_ar", "decode/equal_argmax", "decode/ragged_ar", "decode/ragged_argmax"] {
             for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
                 check(file, &golden, &model, name, mode);
+                check(file, &golden, &packed, name, mode);
             }
         }
     }

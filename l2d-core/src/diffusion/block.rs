@@ -51,7 +51,7 @@ impl<B: Backend> DiffusionBlock<B> {
             gate: self.gate.packed(),
             up: self.up.packed(),
             down: self.down.packed(),
-            ..self
+            modulation: self.modulation.packed(),
         }
     }
 

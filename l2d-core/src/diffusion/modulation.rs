@@ -7,6 +7,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use rand_chacha::ChaCha8Rng;
 
+use crate::cpu::WeightFormat;
 use crate::lm::Linear;
 
 /// `Linear(c -> c), SiLU, Linear(c -> out)`; the last layer starts at zero.
@@ -26,6 +27,11 @@ impl<B: Backend> ModulationHead<B> {
         Self { inner: Linear::xavier(conditioning, conditioning, rng, device), outer }
     }
 
+    /// The same head packed for the CPU's decoding kernels ([`crate::cpu`]), in f32.
+    pub fn packed(self) -> Self {
+        Self { inner: self.inner.packed(WeightFormat::F32), outer: self.outer.packed(WeightFormat::F32) }
+    }
+
     /// `tau: [rows, c]` to `[rows, out]`.
     pub fn forward(&self, tau: Tensor<B, 2>) -> Tensor<B, 2> {
         self.outer.forward(silu(self.inner.forward(tau)))
@@ -37,6 +43,15 @@ impl<B: Backend> ModulationHead<B> {
     /// output's size, which cost more than the products.
     pub fn forward_parts<const N: usize>(&self, tau: Tensor<B, 2>) -> [Tensor<B, 2>; N] {
         let hidden = silu(self.inner.forward(tau));
+        if self.outer.is_packed() {
+            let y = self.outer.forward(hidden);
+            let width = y.dims()[1] / N;
+            let device = y.device();
+            // Through host data: parts that lie in one piece each.
+            return std::array::from_fn(|part| {
+                Tensor::from_data(y.clone().narrow(1, part * width, width).into_data(), &device)
+            });
+        }
         let (weight, bias) = (self.outer.weight.val(), self.outer.bias.as_ref().map(|bias| bias.val()));
         let width = weight.dims()[1] / N;
         std::array::from_fn(|part| {

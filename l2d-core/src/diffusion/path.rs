@@ -51,11 +51,17 @@ impl<B: Backend> DiffusionPath<B> {
         }
     }
 
-    /// The same path with what every evaluation multiplies packed for the CPU's decoding kernels ([`crate::cpu`]), in f32.
-    /// What is computed once for a grid of times stays dense.
+    /// The same path packed for the CPU's decoding kernels ([`crate::cpu`]), in f32. The projection of the vocabulary, which
+    /// is used once, stays dense.
     pub fn packed(self) -> Self {
         let blocks = self.blocks.into_iter().map(DiffusionBlock::packed).collect();
-        Self { translation: self.translation.packed(), blocks, ..self }
+        Self {
+            translation: self.translation.packed(),
+            timestep: self.timestep.packed(),
+            final_weight: self.final_weight.packed(),
+            blocks,
+            ..self
+        }
     }
 
     /// `tau(t, class)`: `[rows, c]`. `classes[i]` indexes the class table; without `classes` every row is "no class".

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
 use super::config::DiffusionConfig;
+use crate::cpu::WeightFormat;
 use crate::init;
 use crate::lm::Linear;
 
@@ -29,6 +30,11 @@ impl<B: Backend> TimestepEmbedding<B> {
             inner: linear(config.time_features, config.conditioning),
             outer: linear(config.conditioning, config.conditioning),
         }
+    }
+
+    /// The same embedding packed for the CPU's decoding kernels ([`crate::cpu`]), in f32.
+    pub fn packed(self) -> Self {
+        Self { inner: self.inner.packed(WeightFormat::F32), outer: self.outer.packed(WeightFormat::F32) }
     }
 
     /// Sinusoidal features of diffusion times in [0, 1], `[rows, c_f]`: frequencies `10000^(-i / (c_f / 2))`, cosines

@@ -132,7 +132,8 @@ impl<'m, B: Backend> Decoder<'m, B> {
             let vocabulary = logits.len() / batch.rows.len();
             let mut finished = Vec::with_capacity(batch.rows.len());
             for ((row, logits), spent) in batch.rows.iter_mut().zip(logits.chunks_exact(vocabulary)).zip(spent) {
-                let token = noise.emitted_token(row.place(), &generation.sampler, logits, row.history())?;
+                let token = noise.emitted_token(row.place(), &generation.sampler, logits, row.history());
+                let token = token.map_err(|error| row.located(error))?;
                 finished.push(row.accept(token as u32, spent, generation, &mut emit));
             }
             let staying: Vec<usize> = (0..finished.len()).filter(|&i| finished[i].is_none()).collect();
@@ -303,9 +304,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let last: Vec<Vec<usize>> = (0..rows.len()).map(|sequence| vec![cache.len_of(sequence) - 1]).collect();
         let positions = Positions { cache, positions: &last, hidden: hidden.clone(), guesses };
         let draw = |row: usize, call: usize, lane: Lane, logits: &[f32], temperature: f64| {
-            noise.velocity_token(rows[row].place(), call, lane, logits, temperature)
+            noise.velocity_token(rows[row].place(), call, lane, logits, temperature).map_err(|e| e.in_row(row))
         };
-        let diffused = diffuser.diffuse(&positions, conditions, x0, draw, |_, _| (), || !cancelled())?;
+        let diffused = diffuser.diffuse(&positions, conditions, x0, draw, |_, _, _| (), || !cancelled());
+        let diffused = diffused.map_err(|error| match error {
+            Error::Row { row, source } => rows[row].located(*source),
+            other => other,
+        })?;
         Ok(diffused.map(|diffused| {
             let mut guesses = diffused.guesses.into_iter();
             let costs = diffused.passes.into_iter().zip(diffused.rounds);

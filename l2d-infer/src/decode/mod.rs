@@ -3,6 +3,8 @@
 //! [`Diffuser`] refines the prediction at given positions; [`Decoder`] runs it token after token for a batch of sequences
 //! until each is complete.
 
+mod adaptive;
+mod course;
 mod diffuser;
 mod engine;
 mod noise;
@@ -17,4 +19,4 @@ pub use diffuser::{Conditions, Diffused, Diffuser, Guess, Positions};
 pub use engine::{Decoder, Hooks};
 pub use noise::{Lane, Noise, Place, SeededNoise};
 pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
-pub use settings::{DecodeMode, Diffusion, DiffusionParams};
+pub use settings::{AdaptiveSteps, DecodeMode, Diffusion, DiffusionParams, ReferenceSteps};

@@ -13,7 +13,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use l2d_core::lm::host_values;
 
-use super::diffuser::{Conditions, Diffused, Diffuser, Guess, Positions, Where, pick_rows};
+use super::course::{GridCourse, Where};
+use super::diffuser::{Conditions, Diffused, Diffuser, Guess, Positions, pick_rows};
 use super::noise::Lane;
 use crate::error::Result;
 use crate::sampler::argmax;
@@ -82,6 +83,7 @@ impl<B: Backend> Diffuser<'_, B> {
     /// of the vocabulary alone.
     pub(super) fn diffuse_in_parallel(
         &self,
+        course: &GridCourse<B>,
         most: usize,
         positions: &Positions<'_, B>,
         conditions: &Conditions<B>,
@@ -93,9 +95,9 @@ impl<B: Backend> Diffuser<'_, B> {
         let (rows, lanes, d) = (positions.hidden.dims()[0], conditions.lanes(), self.dim());
         // As a sequential decoder would draw: `lane` is 1 for guidance's second velocity.
         let mut token =
-            |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, self.calls[call].temperature) {
+            |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, course.calls[call].temperature) {
                 (1, _) if !conditions.guided[row] => Ok(0),
-                (_, temperature) if temperature <= COLDEST => argmax(logits),
+                (_, temperature) if temperature <= COLDEST => argmax(logits).map_err(|error| error.in_row(row)),
                 (0, temperature) => draw(row, call, Lane::Class, logits, temperature),
                 (_, temperature) => draw(row, call, Lane::NoClass, logits, temperature),
             };
@@ -105,8 +107,8 @@ impl<B: Backend> Diffuser<'_, B> {
         let vocabulary = base.len() / rows;
         let mut tracks = Vec::with_capacity(rows);
         for (row, logits) in base.chunks_exact(vocabulary).enumerate() {
-            let mut tokens = vec![[0; 2]; self.calls.len()];
-            let settled = self.costly(0);
+            let mut tokens = vec![[0; 2]; course.calls.len()];
+            let settled = course.costly(0);
             for (call, tokens) in tokens.iter_mut().enumerate().take(settled) {
                 for (lane, guess) in tokens.iter_mut().enumerate().take(lanes) {
                     *guess = token(row, call, lane, logits)?;
@@ -121,14 +123,14 @@ impl<B: Backend> Diffuser<'_, B> {
                 return Ok(None);
             }
             let open = tracks.iter().filter(|track| track.closing.is_none()).count();
-            let luck = *self.luck.lock().unwrap_or_else(PoisonError::into_inner);
+            let luck = *course.luck.lock().unwrap_or_else(PoisonError::into_inner);
             let ahead = luck.evaluations(open * lanes, self.model.lm.row_cost(), most);
-            let planned: Vec<Vec<Evaluation>> = tracks.iter().map(|track| self.next(track, ahead)).collect();
+            let planned: Vec<Vec<Evaluation>> = tracks.iter().map(|track| next(course, track, ahead)).collect();
             for (row, (track, planned)) in tracks.iter_mut().zip(&planned).enumerate() {
                 // What lies behind the last planned evaluation needs no guess yet.
                 let end = match planned.last() {
                     Some(&Evaluation::Call(call)) => call + 1,
-                    Some(Evaluation::Closing) => self.calls.len(),
+                    Some(Evaluation::Closing) => course.calls.len(),
                     None => 0,
                 };
                 for call in track.guessed..end {
@@ -157,12 +159,12 @@ impl<B: Backend> Diffuser<'_, B> {
             let x1 = self.targets(&tracks, lanes);
             let (mut states, mut modulations) = (Vec::new(), Vec::new());
             for (row, planned) in planned.iter().enumerate() {
-                let part = row * self.calls.len() * lanes * d..(row + 1) * self.calls.len() * lanes * d;
+                let part = row * course.calls.len() * lanes * d..(row + 1) * course.calls.len() * lanes * d;
                 let (at_call, at_end) =
-                    self.states(x0[row * d..(row + 1) * d].to_vec(), &x1[part], conditions.guided[row]);
+                    self.states(course, x0[row * d..(row + 1) * d].to_vec(), &x1[part], conditions.guided[row]);
                 for slot in 0..widths[row] {
                     let (state, time) = match planned.get(slot).or(planned.last()) {
-                        Some(&Evaluation::Call(call)) => match self.calls[call].at {
+                        Some(&Evaluation::Call(call)) => match course.calls[call].at {
                             Where::Between(time) => (&at_call[call], Some(time)),
                             Where::Start | Where::End => unreachable!("not planned"),
                         },
@@ -170,7 +172,7 @@ impl<B: Backend> Diffuser<'_, B> {
                     };
                     for lane in 0..lanes {
                         states.extend_from_slice(state);
-                        modulations.push(self.modulation_row(time, conditions.classes[row], lane));
+                        modulations.push(course.modulation_row(time, conditions.classes[row], lane));
                     }
                 }
             }
@@ -185,7 +187,7 @@ impl<B: Backend> Diffuser<'_, B> {
             let x_t = self.tensor(&states);
             let sources = widths.iter().enumerate().flat_map(|(row, width)| vec![row; width * lanes]);
             let hidden = pick_rows(positions.hidden.clone(), sources);
-            let modulation = self.modulation.rows(&modulations);
+            let modulation = course.modulation.rows(&modulations);
             let logits = host_values(self.model.logits(positions.cache, &plan, &modulation, hidden, x_t));
 
             for (row, (track, planned)) in tracks.iter_mut().zip(&planned).enumerate() {
@@ -211,7 +213,7 @@ impl<B: Backend> Diffuser<'_, B> {
                                 }
                             }
                             if right {
-                                track.settled = self.costly(call + 1);
+                                track.settled = course.costly(call + 1);
                                 right = track.tokens[call] == before;
                                 checked += 1;
                                 held += usize::from(right);
@@ -220,7 +222,7 @@ impl<B: Backend> Diffuser<'_, B> {
                         }
                     }
                 }
-                self.luck.lock().unwrap_or_else(PoisonError::into_inner).learn(held, checked);
+                course.luck.lock().unwrap_or_else(PoisonError::into_inner).learn(held, checked);
                 // The calls that were too far ahead are guessed anew, from the latest logits.
                 if let (Some(from), Some(&Evaluation::Call(last))) = (newest, planned.last()) {
                     track.newest.copy_from_slice(&logits[from * vocabulary..(from + 1) * vocabulary]);
@@ -231,18 +233,18 @@ impl<B: Backend> Diffuser<'_, B> {
 
         // Once more, all rows together, as the sequential decoder goes.
         let x1 = self.targets(&tracks, lanes);
-        let calls = self.calls.len();
+        let calls = course.calls.len();
         let slope = |call: usize, t: f64, x: &[f64]| {
             let targets = (0..rows).map(|row| &x1[(row * calls + call) * lanes * d..][..lanes * d]);
             let rows = targets.zip(x.chunks_exact(d)).zip(&conditions.guided);
             Ok::<_, Infallible>(rows.flat_map(|((x1, x), &guided)| self.velocity(x1, x, t, guided)).collect())
         };
-        let Ok(x) = self.integrate(x0, slope, visit);
-        let passes = self.passes(&conditions.guided);
+        let Ok(x) = course.integrate(x0, slope, visit);
+        let passes = course.passes(&conditions.guided);
         let rounds = tracks.iter().map(|track| track.rounds).collect();
-        let times = self.grid().slope_times();
+        let times = course.grid.slope_times();
         let guesses = tracks.iter().filter(|_| positions.guesses).map(|track| {
-            let calls = times.iter().zip(&self.calls).zip(&track.tokens);
+            let calls = times.iter().zip(&course.calls).zip(&track.tokens);
             let calls = calls.filter(|((_, call), _)| call.at != Where::End);
             calls.map(|((&t, _), tokens)| Guess { t, token: tokens[0] as u32 }).collect()
         });
@@ -252,21 +254,6 @@ impl<B: Backend> Diffuser<'_, B> {
         Ok(Some(Diffused { x, logits, passes, rounds, guesses }))
     }
 
-    /// The first call from `call` on that needs an evaluation; the number of calls where none does.
-    fn costly(&self, call: usize) -> usize {
-        let free = self.calls[call..].iter().take_while(|call| !matches!(call.at, Where::Between(_))).count();
-        call + free
-    }
-
-    /// What is to be evaluated next for a row: nothing once it is complete.
-    fn next(&self, track: &Track, ahead: usize) -> Vec<Evaluation> {
-        if track.closing.is_some() {
-            return Vec::new();
-        }
-        let calls = (track.settled..self.calls.len()).filter(|&call| matches!(self.calls[call].at, Where::Between(_)));
-        calls.map(Evaluation::Call).chain([Evaluation::Closing]).take(ahead).collect()
-    }
-
     /// What the tokens of all rows and calls stand for, `[rows, calls, lanes, d]` flattened.
     fn targets(&self, tracks: &[Track], lanes: usize) -> Vec<f64> {
         let tokens = tracks.iter().flat_map(|track| &track.tokens).flat_map(|tokens| &tokens[..lanes]);
@@ -274,14 +261,23 @@ impl<B: Backend> Diffuser<'_, B> {
     }
 
     /// The states of one row at every call, and at `T`, on the way to the given targets (`[calls, lanes, d]` flattened).
-    fn states(&self, x0: Vec<f64>, x1: &[f64], guided: bool) -> (Vec<Vec<f64>>, Vec<f64>) {
-        let width = x1.len() / self.calls.len();
-        let mut states = Vec::with_capacity(self.calls.len());
+    fn states(&self, course: &GridCourse<B>, x0: Vec<f64>, x1: &[f64], guided: bool) -> (Vec<Vec<f64>>, Vec<f64>) {
+        let width = x1.len() / course.calls.len();
+        let mut states = Vec::with_capacity(course.calls.len());
         let slope = |call: usize, t: f64, x: &[f64]| {
             states.push(x.to_vec());
             Ok::<_, Infallible>(self.velocity(&x1[call * width..][..width], x, t, guided))
         };
-        let Ok(end) = self.integrate(x0, slope, |_, _| ());
+        let Ok(end) = course.integrate(x0, slope, |_, _| ());
         (states, end)
     }
+}
+
+/// What is to be evaluated next for a row: nothing once it is complete.
+fn next<B: Backend>(course: &GridCourse<B>, track: &Track, ahead: usize) -> Vec<Evaluation> {
+    if track.closing.is_some() {
+        return Vec::new();
+    }
+    let calls = (track.settled..course.calls.len()).filter(|&call| matches!(course.calls[call].at, Where::Between(_)));
+    calls.map(Evaluation::Call).chain([Evaluation::Closing]).take(ahead).collect()
 }

@@ -3,6 +3,7 @@
 use super::diffuser::Guess;
 use super::noise::Place;
 use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
+use crate::error::Error;
 use crate::stop::StopWatch;
 
 /// What one token cost.
@@ -54,6 +55,11 @@ impl Row<'_> {
     /// Where the randomness of the next token comes from.
     pub(super) fn place(&self) -> Place {
         Place { sequence: self.sequence, token: (self.tokens.len() - self.prompt) as u32 }
+    }
+
+    /// An error that came up at the next token.
+    pub(super) fn located(&self, error: Error) -> Error {
+        Error::At { request: self.request, token: self.tokens.len() - self.prompt, source: Box::new(error) }
     }
 
     /// Prompt and new tokens.

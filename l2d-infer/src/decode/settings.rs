@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ode::{FixedGrid, Solver};
+use crate::ode::{Adaptive, AdaptiveParams, AdaptiveSolver, End, FixedGrid, Solver};
 use crate::velocity::{Estimate, VelocityForm};
 
 /// The diffusion of one token. The defaults are the paper's.
@@ -14,6 +14,9 @@ pub struct DiffusionParams {
     pub evaluations: usize,
     /// The solver.
     pub solver: Solver,
+    /// In the place of a budget and its solver: steps as long as an estimate of their error allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<AdaptiveSteps>,
     /// The time `T` at which the diffusion ends and the token is drawn, in `(0, 1]`.
     pub final_t: f64,
     /// How the clean embedding is guessed.
@@ -30,6 +33,7 @@ impl Default for DiffusionParams {
         Self {
             evaluations: 15,
             solver: Solver::Midpoint,
+            adaptive: None,
             final_t: 1.0,
             estimate: Estimate::default(),
             velocity: VelocityForm::Constant,
@@ -48,7 +52,52 @@ impl DiffusionParams {
         if !self.guidance.is_finite() {
             return Err(Error::parameter("guidance", self.guidance, "a finite number; 1 is no guidance"));
         }
-        Ok(Diffusion { grid: FixedGrid::for_evaluations(self.solver, self.evaluations, self.final_t)?, params: self })
+        let steps = match self.adaptive {
+            Some(adaptive) => adaptive.check(self.final_t)?,
+            None => match FixedGrid::for_evaluations(self.solver, self.evaluations, self.final_t)? {
+                Some(grid) => Steps::Grid(grid),
+                None => Steps::None,
+            },
+        };
+        Ok(Diffusion { steps, params: self })
+    }
+}
+
+/// Steps that follow their own error.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdaptiveSteps {
+    /// The pair of Runge-Kutta formulas.
+    pub solver: AdaptiveSolver,
+    /// How much error a step may make, and how many evaluations a token.
+    #[serde(default)]
+    pub tolerance: AdaptiveParams,
+    /// For comparisons with the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_reference: Option<ReferenceSteps>,
+}
+
+/// As torchdiffeq and with it the reference goes: one error and one step for the whole batch, past `T` and back by
+/// interpolation. What a row gets depends on its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceSteps {
+    /// Times on the grid whose states are read off.
+    pub points: usize,
+    /// Whether the velocity goes on beyond `t = 1` by its formula, as in the reference's Qwen 2 model, or is zero there.
+    pub beyond_the_end: bool,
+}
+
+impl AdaptiveSteps {
+    fn check(self, final_t: f64) -> Result<Steps> {
+        let end = match self.as_reference {
+            None => End::Clip(final_t),
+            Some(reference) => {
+                End::Interpolate(FixedGrid::new(Solver::Euler, reference.points, final_t)?.times().to_vec())
+            }
+        };
+        let solver = Adaptive::new(self.solver, self.tolerance, end)?;
+        Ok(Steps::Adaptive { solver, reference: self.as_reference })
     }
 }
 
@@ -68,8 +117,19 @@ pub enum DecodeMode {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Diffusion {
     pub(super) params: DiffusionParams,
-    /// `None` for a budget of 1: the plain LM.
-    pub(super) grid: Option<FixedGrid>,
+    pub(super) steps: Steps,
+}
+
+/// How the diffusion gets from `t = 0` to `T`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Steps {
+    /// A budget of 1: not at all, this is the plain LM.
+    None,
+    Grid(FixedGrid),
+    Adaptive {
+        solver: Adaptive,
+        reference: Option<ReferenceSteps>,
+    },
 }
 
 impl Diffusion {
@@ -78,8 +138,11 @@ impl Diffusion {
         &self.params
     }
 
-    /// The grid of times; `None` for the plain LM.
+    /// The grid of times; `None` for the plain LM and for an adaptive solver.
     pub fn grid(&self) -> Option<&FixedGrid> {
-        self.grid.as_ref()
+        match &self.steps {
+            Steps::Grid(grid) => Some(grid),
+            Steps::None | Steps::Adaptive { .. } => None,
+        }
     }
 }

@@ -115,18 +115,29 @@ pub enum IntegrationError<E> {
     /// The slope's own error.
     #[error(transparent)]
     Slope(E),
+    /// The solver got no further.
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+/// Why a solver got no further.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum Failure {
     /// Steps became too short to move on.
-    #[error("the step of sequence {system} vanished at t = {t}: raise atol and rtol, or end before t = 1")]
+    #[error("the adaptive solver's step vanished at t = {t}: raise atol and rtol, or end before t = 1")]
     Underflow {
-        /// Which.
+        /// Which system.
         system: usize,
         /// Where.
         t: f64,
     },
     /// Too many slopes.
-    #[error("sequence {system} reached t = {t} with {limit} evaluations spent: raise atol and rtol, or the limit")]
+    #[error(
+        "the adaptive solver spent {limit} evaluations and came to t = {t}: raise atol and rtol, end before t = 1, or \
+         allow more"
+    )]
     TooMany {
-        /// Which.
+        /// Which system.
         system: usize,
         /// Where.
         t: f64,
@@ -134,13 +145,22 @@ pub enum IntegrationError<E> {
         limit: usize,
     },
     /// NaN or infinity.
-    #[error("the velocity of sequence {system} is not finite near t = {t}: check the weights")]
+    #[error("the velocity is not finite near t = {t}: check the weights")]
     NotFinite {
-        /// Which.
+        /// Which system.
         system: usize,
         /// Where.
         t: f64,
     },
+}
+
+impl Failure {
+    /// The system that got no further.
+    pub fn system(&self) -> usize {
+        match *self {
+            Self::Underflow { system, .. } | Self::TooMany { system, .. } | Self::NotFinite { system, .. } => system,
+        }
+    }
 }
 
 /// A step is tried at this part of the length that its predecessor's error suggests.
@@ -303,7 +323,7 @@ impl Adaptive {
     ) -> Result<Vec<f64>, IntegrationError<E>> {
         let limit = self.params.max_evaluations;
         if let Some(system) = systems.iter().find(|system| system.evaluations >= limit) {
-            return Err(IntegrationError::TooMany { system: system.number, t: system.t, limit });
+            return Err(IntegrationError::Failed(Failure::TooMany { system: system.number, t: system.t, limit }));
         }
         let numbers: Vec<usize> = systems.iter().map(|system| system.number).collect();
         let found = slope(&numbers, times, states).map_err(IntegrationError::Slope)?;
@@ -372,7 +392,11 @@ impl Adaptive {
             }
         }
         let moves = system.t + step > system.t;
-        if moves { Ok(step) } else { Err(IntegrationError::Underflow { system: system.number, t: system.t }) }
+        if moves {
+            Ok(step)
+        } else {
+            Err(IntegrationError::Failed(Failure::Underflow { system: system.number, t: system.t }))
+        }
     }
 
     fn stage_time(&self, t: f64, step: f64, node: f64) -> f64 {
@@ -403,7 +427,7 @@ impl Adaptive {
             .map(|(error, (before, after))| (error / (atol + rtol * before.abs().max(after.abs()))).powi(2));
         let ratio = (squares.sum::<f64>() / next.len() as f64).sqrt();
         if !ratio.is_finite() {
-            return Err(IntegrationError::NotFinite { system: system.number, t: system.t });
+            return Err(IntegrationError::Failed(Failure::NotFinite { system: system.number, t: system.t }));
         }
         let factor = if ratio == 0.0 {
             MOST_GROWTH
@@ -573,11 +597,11 @@ mod tests {
         let few = make(&|p| p.max_evaluations = 20).unwrap();
         let busy = |_: &[usize], t: &[f64], _: &[f64]| Ok::<_, Infallible>(vec![(1e4 * t[0]).sin() * 1e4]);
         let error = few.integrate(vec![0.0], 1, busy, |_, _, _| ()).unwrap_err();
-        assert!(matches!(error, IntegrationError::TooMany { system: 0, limit: 20, .. }), "{error}");
+        assert!(matches!(error, IntegrationError::Failed(Failure::TooMany { system: 0, limit: 20, .. })), "{error}");
         let broken =
             |_: &[usize], t: &[f64], _: &[f64]| Ok::<_, Infallible>(vec![if t[0] > 0.02 { f64::NAN } else { 1.0 }]);
         let error = make(&|_| ()).unwrap().integrate(vec![0.0], 1, broken, |_, _, _| ()).unwrap_err();
-        assert!(matches!(error, IntegrationError::NotFinite { .. }), "{error}");
+        assert!(matches!(error, IntegrationError::Failed(Failure::NotFinite { .. })), "{error}");
         let failing = |_: &[usize], _: &[f64], _: &[f64]| Err("lost");
         let error = make(&|_| ()).unwrap().integrate(vec![0.0], 1, failing, |_, _, _| ()).unwrap_err();
         assert_eq!(error, IntegrationError::Slope("lost"));

@@ -4,6 +4,6 @@ pub mod adaptive;
 pub mod fixed;
 pub mod tableau;
 
-pub use adaptive::{Adaptive, AdaptiveParams, AdaptiveSolver, End, IntegrationError, Solution};
+pub use adaptive::{Adaptive, AdaptiveParams, AdaptiveSolver, End, Failure, IntegrationError, Solution};
 pub use fixed::{FixedGrid, GridError, Solver};
 pub use tableau::{EmbeddedTableau, Tableau};
