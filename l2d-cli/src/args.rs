@@ -122,13 +122,29 @@ pub(crate) enum WeightsKind {
 /// How tokens are diffused and drawn.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DecodeArgs {
-    /// Guess of the next embedding along the diffusion [default: sampled].
+    /// Guess of the next embedding along the diffusion [default: sampled; expectation with an adaptive solver].
     #[arg(long, value_enum, help_heading = "Diffusion")]
     pub(crate) velocity: Option<VelocityKind>,
 
     /// Solver of the diffusion [default: midpoint].
     #[arg(long, value_enum, help_heading = "Diffusion")]
     pub(crate) solver: Option<SolverKind>,
+
+    /// Absolute error that a step of an adaptive solver may make [default: 1e-4].
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Diffusion")]
+    pub(crate) atol: Option<f64>,
+
+    /// Error relative to the state that a step of an adaptive solver may make [default: 1e-4].
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Diffusion")]
+    pub(crate) rtol: Option<f64>,
+
+    /// First step that an adaptive solver tries; auto guesses one from two velocities [default: 0.05].
+    #[arg(long, allow_negative_numbers = true, value_name = "X", value_parser = parse_first_step, help_heading = "Diffusion")]
+    pub(crate) first_step: Option<FirstStep>,
+
+    /// Velocities that an adaptive solver may ask for on one token; more are an error [default: 1000].
+    #[arg(long, value_name = "N", help_heading = "Diffusion")]
+    pub(crate) max_evaluations: Option<usize>,
 
     /// Temperature of the guess along the diffusion; 0 = arg-max [default: 1].
     #[arg(long, allow_negative_numbers = true, value_name = "T", conflicts_with = "cool", help_heading = "Diffusion")]
@@ -191,12 +207,26 @@ impl DecodeArgs {
             ("--final-time", self.final_time.is_some()),
             ("--decode", self.decode.is_some()),
             ("--class", self.class.is_some()),
+            ("--atol", self.atol.is_some()),
+            ("--rtol", self.rtol.is_some()),
+            ("--first-step", self.first_step.is_some()),
+            ("--max-evaluations", self.max_evaluations.is_some()),
         ];
         let usage = |flag: &str, reason: &str| Err(CliError::Usage(format!("{flag} {reason}")));
         let expectation =
             self.velocity.is_some_and(|kind| !matches!(kind, VelocityKind::Sampled | VelocityKind::Argmax));
         if has_adapter && expectation && self.decode == Some(DecodeKind::Parallel) {
             return usage("--decode parallel", "guesses tokens, and an expectation is none: leave the flag out");
+        }
+        let adaptive = self.solver.is_some_and(|solver| solver.adaptive().is_some());
+        if has_adapter && adaptive && self.decode == Some(DecodeKind::Parallel) {
+            return usage(
+                "--decode parallel",
+                "guesses the times to come, and an adaptive solver finds them as it goes",
+            );
+        }
+        if let (false, true, Some((flag, _))) = (adaptive, has_adapter, given[7..].iter().find(|(_, given)| *given)) {
+            return usage(flag, "is for the adaptive solvers: fehlberg2, adaptive_heun, bosh3, dopri5");
         }
         match given.iter().find(|(_, given)| *given) {
             Some((flag, _)) if !has_adapter => {
@@ -239,7 +269,14 @@ pub(crate) enum DecodeKind {
     Sequential,
 }
 
-/// The fixed-grid solvers.
+/// The first step of an adaptive solver.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum FirstStep {
+    Auto,
+    Length(f64),
+}
+
+/// The solvers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SolverKind {
     /// One evaluation a step.
@@ -255,6 +292,15 @@ pub(crate) enum SolverKind {
     /// Four evaluations a step: the classic rule.
     #[value(name = "rk4_classic")]
     Rk4Classic,
+    /// Adaptive: steps as long as --atol and --rtol allow. Fehlberg 2(1).
+    Fehlberg2,
+    /// Adaptive: Heun 2(1).
+    #[value(name = "adaptive_heun")]
+    AdaptiveHeun,
+    /// Adaptive: Bogacki-Shampine 3(2).
+    Bosh3,
+    /// Adaptive: Dormand-Prince 5(4).
+    Dopri5,
 }
 
 #[derive(Debug, Args)]
@@ -468,6 +514,13 @@ pub(crate) struct QuickstartArgs {
     /// Seed.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+fn parse_first_step(text: &str) -> Result<FirstStep, String> {
+    match text {
+        "auto" => Ok(FirstStep::Auto),
+        _ => text.parse().map(FirstStep::Length).map_err(|e| format!("a number or `auto`: {e}")),
+    }
 }
 
 fn parse_schedule(text: &str) -> Result<(f64, f64), String> {

@@ -4,6 +4,7 @@ mod args;
 mod arithmetic;
 mod backend;
 mod commands;
+mod decoding;
 mod error;
 mod export;
 mod generator;

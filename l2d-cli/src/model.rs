@@ -13,12 +13,8 @@ use l2d_core::cpu::WeightFormat;
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
-use l2d_infer::ode::Solver;
-use l2d_infer::sampler::SamplingParams;
-use l2d_infer::schedule::TemperatureSchedule;
-use l2d_infer::velocity::{Estimate, Normalise};
 
-use crate::args::{DecodeArgs, DecodeKind, ModelArgs, SolverKind, VelocityKind, WeightsKind};
+use crate::args::{DecodeArgs, ModelArgs, WeightsKind};
 use crate::backend::BackendKind;
 use crate::error::CliError;
 
@@ -177,6 +173,7 @@ impl<B: Backend> Model<B> {
 
     /// What [`decoder`](Self::decoder) would refuse, before its tables are computed.
     pub(crate) fn check(&self, params: &DiffusionParams) -> Result<(), CliError> {
+        // An adaptive solver was refused with the other flags of the diffusion.
         if params.evaluations != 1 && matches!(self, Self::Plain(_)) {
             return Err(CliError::Usage(format!(
                 "--steps {} needs a diffusion path: name its file with --adapter, or use --steps 1 for the plain LM",
@@ -211,65 +208,6 @@ impl<B: Backend> Model<B> {
 impl WeightsKind {
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
-    }
-}
-
-impl DecodeArgs {
-    /// The diffusion that spends `steps` evaluations on each token.
-    pub(crate) fn diffusion(&self, steps: usize) -> DiffusionParams {
-        let schedule = match self.cool {
-            Some((power, end)) => TemperatureSchedule::Polynomial { power, end },
-            None => TemperatureSchedule::Constant { temperature: self.velocity_temperature.unwrap_or(1.0) },
-        };
-        let expectation = |normalise| Estimate::Expectation { schedule, normalise };
-        DiffusionParams {
-            evaluations: steps,
-            solver: match self.solver.unwrap_or(SolverKind::Midpoint) {
-                SolverKind::Euler => Solver::Euler,
-                SolverKind::Midpoint => Solver::Midpoint,
-                SolverKind::Heun2 => Solver::Heun2,
-                SolverKind::Heun3 => Solver::Heun3,
-                SolverKind::Rk4 => Solver::Rk4,
-                SolverKind::Rk4Classic => Solver::Rk4Classic,
-            },
-            final_t: self.final_time.unwrap_or(1.0),
-            estimate: match self.velocity.unwrap_or(VelocityKind::Sampled) {
-                VelocityKind::Sampled => Estimate::Sampled { schedule },
-                VelocityKind::Argmax => Estimate::Argmax,
-                VelocityKind::Expectation => expectation(Normalise::None),
-                VelocityKind::ExpectationNormalised => expectation(Normalise::Renormalise),
-                VelocityKind::ExpectationClamped => expectation(Normalise::ClampToNearest),
-            },
-            guidance: self.guidance.unwrap_or(1.0),
-            ..DiffusionParams::default()
-        }
-    }
-
-    /// How the evaluations of a token are laid out.
-    pub(crate) fn mode(&self) -> DecodeMode {
-        match self.decode {
-            Some(DecodeKind::Sequential) => DecodeMode::Sequential,
-            Some(DecodeKind::Parallel) | None => DecodeMode::Parallel,
-        }
-    }
-
-    /// Its name.
-    pub(crate) fn mode_name(&self) -> &'static str {
-        match self.mode() {
-            DecodeMode::Sequential => "sequential",
-            DecodeMode::Parallel => "parallel",
-        }
-    }
-
-    /// How the emitted token is drawn.
-    pub(crate) fn sampling(&self) -> SamplingParams {
-        SamplingParams {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-        }
     }
 }
 

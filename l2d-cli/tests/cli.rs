@@ -103,6 +103,34 @@ fn a_trace_shows_the_way_to_each_token() {
 }
 
 #[test]
+fn an_adaptive_solver_takes_the_evaluations_it_needs() {
+    let adapter = tiny().join("adapter.safetensors");
+    let run = |flags: &[&str]| {
+        let mut command = generate(&tiny());
+        command.arg("--adapter").arg(&adapter).args(["--max-tokens", "3"]).args(flags).arg("3+4*2").assert()
+    };
+    let evaluations = |flags: &[&str]| -> f64 {
+        let output = run(flags).success().get_output().stderr.clone();
+        let line = String::from_utf8(output).unwrap();
+        let (before, _) = line.split_once(" evaluations each").expect("a count");
+        before.rsplit(' ').next().unwrap().parse().expect("a number")
+    };
+    let loose = evaluations(&["--solver", "dopri5", "--atol", "1e-2", "--rtol", "1e-2"]);
+    let tight = evaluations(&["--solver", "dopri5", "--atol", "1e-5", "--rtol", "1e-5", "--first-step", "auto"]);
+    assert!(loose >= 7.0 && tight > loose, "{loose} {tight}");
+    for (flags, reason) in [
+        (&["--solver", "bosh3", "--steps", "15"][..], "--steps means nothing with --solver bosh3"),
+        (&["--solver", "bosh3", "--atol", "0"], "atol must be a finite number above 0"),
+        (&["--solver", "bosh3", "--first-step", "soon"], "a number or `auto`"),
+        (&["--solver", "bosh3", "--decode", "parallel"], "--decode parallel"),
+        (&["--solver", "heun2", "--rtol", "1e-3", "--steps", "15"], "is for the adaptive solvers"),
+        (&["--solver", "bosh3", "--max-evaluations", "8"], "new token 0"),
+    ] {
+        run(flags).failure().stderr(contains(reason));
+    }
+}
+
+#[test]
 fn weights_may_be_kept_in_any_format() {
     let answer = |weights: &[&str]| {
         let mut command = generate(&tiny());

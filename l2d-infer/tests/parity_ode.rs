@@ -80,7 +80,7 @@ fn parity_adaptive_solvers() {
         let first = first_step.map_or("auto".into(), python);
         let digits = if tolerance == 1e-4 { "0.0001" } else { "1e-06" };
         let name = format!("ode/{problem}/{solver}_fs{first}_tol{digits}");
-        let params = AdaptiveParams { atol: tolerance, rtol: tolerance, first_step, ..Default::default() };
+        let params = AdaptiveParams { atol: tolerance, rtol: tolerance, first_step, max_evaluations: 10_000 };
         let grid = FixedGrid::new(Solver::Euler, points, end).unwrap();
         let adaptive = Adaptive::new(solver, params, End::Interpolate(grid.times().to_vec())).unwrap();
         let mut times = Vec::new();

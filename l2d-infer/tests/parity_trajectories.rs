@@ -73,7 +73,7 @@ fn settings(case: &Value) -> DiffusionParams {
             atol: number("atol").expect("atol"),
             rtol: number("rtol").expect("rtol"),
             first_step: number("first_step"), // or "auto"
-            ..Default::default()
+            max_evaluations: 10_000,
         },
         as_reference: Some(ReferenceSteps { points, beyond_the_end: false }),
     });

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::BenchDecodeArgs;
 use crate::backend::BackendKind;
+use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
@@ -16,7 +17,8 @@ use crate::output::say;
 /// One row of the table.
 #[derive(Debug, Serialize)]
 struct Measurement {
-    steps: usize,
+    /// A number, or `adaptive`.
+    steps: Budget,
     batch: usize,
     prompt: usize,
     /// New tokens of all sequences.
@@ -61,9 +63,9 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
     }
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &B::Device::default())?;
     let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
-    let steps = args.steps.as_ref().unwrap_or(&usual);
-    for &steps in steps {
-        model.check(&args.decode.diffusion(steps))?;
+    let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
+    for &budget in &budgets {
+        model.check(&args.decode.diffusion(budget))?;
     }
     let cancel = on_interrupt()?;
     let words = text.tokenizer.encode(PROSE, false)?;
@@ -74,7 +76,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
     say!("memory: {:.1} GB/s, weights {:.1} MB", memory_bandwidth / 1e9, weight_bytes as f64 / 1e6)?;
     say!("| steps | batch | prompt | prefill tok/s | tok/s | evaluations/s | rounds/token | of memory rate |")?;
     say!("|---|---|---|---|---|---|---|---|")?;
-    for &steps in steps {
+    for &budget in &budgets {
         for &batch in &args.batch {
             for &prompt in &args.prompt {
                 let requests: Vec<Request> = (0..batch as u64)
@@ -94,7 +96,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                 let mut measured = Vec::with_capacity(args.repeats);
                 for _ in 0..args.repeats.max(1) {
                     // A new one each time: a decoder remembers prompts.
-                    let decoder: Decoder<'_, B> = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
+                    let decoder: Decoder<'_, B> = model.decoder(args.decode.diffusion(budget), args.decode.mode())?;
                     let start = Instant::now();
                     let mut first = None;
                     let mut note = |_: Event<'_>| {
@@ -117,7 +119,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                     // Sequences of a batch share the reading of the weights.
                     let read = per_second / batch as f64 * (1.0 + rounds_per_token) * weight_bytes as f64;
                     measured.push(Measurement {
-                        steps,
+                        steps: budget,
                         batch,
                         prompt,
                         tokens,

@@ -10,6 +10,7 @@ use l2d_infer::decode::{Completion, Decoder, Event, FinishReason, GenerationPara
 use crate::args::ChatArgs;
 use crate::backend::BackendKind;
 use crate::commands::generate::describe;
+use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::model::{Model, Text, on_interrupt};
 use crate::output::say;
@@ -22,15 +23,15 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     text.template()?;
     model.class(args.decode.class.as_deref())?;
-    let mut steps = args.steps.unwrap_or_else(|| model.default_steps());
-    let mut decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
+    let mut budget = args.decode.budget(args.steps, model.default_steps())?;
+    let mut decoder = model.decoder(args.decode.diffusion(budget), args.decode.mode())?;
     let cancel = on_interrupt()?;
     let opening: Vec<Message> = args.system.iter().map(Message::system).collect();
     let mut messages = opening.clone();
     let mut turn = 0;
     eprintln!("{HELP}");
     loop {
-        eprint!("[{steps} step{}] > ", if steps == 1 { "" } else { "s" });
+        eprint!("[{budget} step{}] > ", if budget == Budget::Evaluations(1) { "" } else { "s" });
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line).map_err(|e| CliError::io("standard input", e))? == 0 {
             eprintln!();
@@ -45,10 +46,14 @@ pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(
                 continue;
             }
             ("/steps", number) => {
-                match number.trim().parse().map_err(|e| CliError::Usage(format!("/steps {number}: {e}"))).and_then(
-                    |n| model.decoder(args.decode.diffusion(n), args.decode.mode()).map(|decoder| (n, decoder)),
-                ) {
-                    Ok((n, new)) => (steps, decoder) = (n, new),
+                let change = || {
+                    let count = number.trim().parse();
+                    let count = count.map_err(|e| CliError::Usage(format!("/steps {number}: {e}")))?;
+                    let budget = args.decode.budget(Some(count), 1)?;
+                    Ok::<_, CliError>((budget, model.decoder(args.decode.diffusion(budget), args.decode.mode())?))
+                };
+                match change() {
+                    Ok(new) => (budget, decoder) = new,
                     Err(error) => eprintln!("{error}"),
                 }
                 continue;

@@ -9,11 +9,12 @@ use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::{read_file, read_split};
 use l2d_eval::task::Turn;
 use l2d_eval::tasks::by_name;
-use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, RowLength, RunSettings};
+use l2d_eval::{BoxError, Evaluation, Journal, LengthLimit, RowLength, RunResult, RunSettings};
 use serde_json::{Value, json};
 
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, SolverKind};
 use crate::backend::BackendKind;
+use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::generator::{ModelGenerator, messages};
 use crate::model::{Model, Text, on_interrupt};
@@ -37,10 +38,10 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         Some(_) => vec![1, model.default_steps()],
         None => vec![1],
     };
-    let budgets = args.steps.as_ref().unwrap_or(&usual);
+    let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
     // Refuse a number of steps that cannot be met before hours of those that can.
-    for &steps in budgets {
-        model.check(&args.decode.diffusion(steps))?;
+    for &budget in &budgets {
+        model.check(&args.decode.diffusion(budget))?;
     }
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
     let identity = Identity::of(args, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
@@ -65,8 +66,8 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         let mut journal = Journal::open(args.out.join(format!("{}.samples.jsonl", task.name())))?;
         let mut runs = Vec::new();
         let mut interrupted = false;
-        for &steps in budgets {
-            let params = args.decode.diffusion(steps);
+        for &budget in &budgets {
+            let params = args.decode.diffusion(budget);
             let mut generation = json!({
                 "model": identity.key,
                 "diffusion": params,
@@ -85,11 +86,11 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
                 cancel: &cancel,
                 threads: backend.decode_threads(),
             };
-            let mut progress = EvalProgress::new(format!("{} at {steps}", task.name()));
+            let mut progress = EvalProgress::new(format!("{} at {budget}", task.name()));
             let result = evaluation.run(&settings, &mut generator, Some(&mut journal), &mut progress, &cancel)?;
             progress.finish();
             interrupted |= result.interrupted;
-            runs.push(RunReport::new(&evaluation, series(args), steps, &settings, &result));
+            runs.push(RunReport::new(&evaluation, series(args), steps(budget, &result), &settings, &result));
             if interrupted {
                 break;
             }
@@ -173,8 +174,26 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn series(args: &EvalArgs) -> &'static str {
-    if args.model.adapter.is_some() { "L2D" } else { "base" }
+fn series(args: &EvalArgs) -> String {
+    let name = if args.model.adapter.is_some() { "L2D" } else { "base" };
+    match args.decode.solver.and_then(SolverKind::adaptive) {
+        Some(solver) => format!("{name}, {solver}"),
+        None => name.to_owned(),
+    }
+}
+
+/// Evaluations a token: those of the budget, or those that an adaptive solver took on average.
+fn steps(budget: Budget, result: &RunResult) -> usize {
+    match budget {
+        Budget::Evaluations(count) => count,
+        Budget::Adaptive => {
+            let sum = |of: fn(&l2d_eval::Completion) -> usize| -> usize {
+                result.samples.iter().map(|sample| of(&sample.completion)).sum()
+            };
+            let (evaluations, tokens) = (sum(|completion| completion.evaluations), sum(|completion| completion.tokens));
+            (evaluations as f64 / tokens.max(1) as f64).round().max(1.0) as usize
+        }
+    }
 }
 
 /// The report as JSON and markdown, the plot as SVG and PNG.

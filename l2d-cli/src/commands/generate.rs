@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::GenerateArgs;
 use crate::backend::BackendKind;
+use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
@@ -27,8 +28,8 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         text.prompt(&system.chain([Message::user(prompt.clone())]).collect::<Vec<_>>())?
     };
     let class = model.class(args.decode.class.as_deref())?;
-    let steps = args.steps.unwrap_or_else(|| model.default_steps());
-    let decoder = model.decoder(args.decode.diffusion(steps), args.decode.mode())?;
+    let budget = args.decode.budget(args.steps, model.default_steps())?;
+    let decoder = model.decoder(args.decode.diffusion(budget), args.decode.mode())?;
     let generation = GenerationParams {
         max_tokens: model.room(args.max_tokens, 256, tokens.len()),
         seed: args.decode.seed,
@@ -73,8 +74,8 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         let settings = json!({
             "model": args.model.model,
             "adapter": args.model.adapter,
-            "steps": steps,
-            "diffusion": args.decode.diffusion(steps),
+            "steps": budget,
+            "diffusion": args.decode.diffusion(budget),
             "sampling": args.decode.sampling(),
             "class": args.decode.class,
             "seed": args.decode.seed,
@@ -90,16 +91,16 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
             0 | 1 => String::new(),
             _ => format!(", {:.1} tokens/s", (tokens - 1) as f64 / (end - first).as_secs_f64()),
         };
-        // How many forward passes the evaluations of a token took on average.
-        let rounds = match completion.rounds {
-            0 => String::new(),
-            rounds => format!(" in {:.1} rounds", rounds as f64 / tokens as f64),
+        let each = |count: usize| count as f64 / tokens.max(1) as f64;
+        let spent = match budget {
+            Budget::Evaluations(1) => "1 evaluation each".to_owned(),
+            // How many forward passes the evaluations of a token took on average.
+            Budget::Evaluations(steps) => format!("{steps} evaluations each in {:.1} rounds", each(completion.rounds)),
+            Budget::Adaptive => format!("{:.1} evaluations each", each(completion.passes)),
         };
         eprintln!(
-            "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {steps} evaluation{} \
-             each{rounds}{speed}; {}]",
+            "[{prompt_tokens} prompt tokens and the first new one in {:.2} s; {tokens} new at {spent}{speed}; {}]",
             (first - start).as_secs_f64(),
-            if steps == 1 { "" } else { "s" },
             describe(&completion.finish),
         );
         if completion.finish == FinishReason::Cancelled {

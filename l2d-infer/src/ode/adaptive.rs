@@ -78,7 +78,7 @@ pub struct AdaptiveParams {
 
 impl Default for AdaptiveParams {
     fn default() -> Self {
-        Self { atol: 1e-4, rtol: 1e-4, first_step: Some(0.05), max_evaluations: 10_000 }
+        Self { atol: 1e-4, rtol: 1e-4, first_step: Some(0.05), max_evaluations: 1_000 }
     }
 }
 
