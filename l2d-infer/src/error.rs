@@ -50,6 +50,13 @@ pub enum Error {
         /// The first such token.
         token: usize,
     },
+    /// Log-probabilities of more than one evaluation.
+    #[error(
+        "a token decoded by diffusion has no log-probability: the logits at the end belong to one of endlessly many ways \
+         there, and the probability of the token over all of them is never computed. Ask for them with 1 evaluation, the \
+         plain LM"
+    )]
+    NoLikelihood,
     /// A prompt and the tokens asked for do not fit the model's context.
     #[error(
         "request {request}: the prompt has {tokens} tokens and {wanted} more were asked for, the model's context holds \

@@ -14,6 +14,8 @@ pub enum Purpose {
     VelocityDraw,
     /// The token emitted at the end.
     FinalToken,
+    /// Which finished hypothesis of a search is shown.
+    SearchChoice,
 }
 
 /// Log2 of the 32-bit words of a ChaCha stream set aside for one token; the period of 2^68 words holds 2^28 tokens.
@@ -44,6 +46,7 @@ pub fn stream_at(seed: u64, sequence: u64, purpose: Purpose, token: u32, draw: u
         Purpose::InitialNoise => 0,
         Purpose::VelocityDraw => 1,
         Purpose::FinalToken => 2,
+        Purpose::SearchChoice => 3,
     });
     rng.set_word_pos((u128::from(token) << TOKEN_BITS) + (u128::from(draw) << DRAW_BITS));
     rng

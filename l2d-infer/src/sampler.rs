@@ -1,6 +1,9 @@
 //! Drawing a token from one row of logits.
 //!
-//! The filters and their order are those of Hugging Face `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+//! In this order: logit bias, repetition penalty, frequency and presence penalty, temperature, top-k, top-p, min-p. The
+//! filters are those of Hugging Face `generate`, bias and the other penalties those of OpenAI's API and vLLM.
+
+use std::collections::BTreeMap;
 
 use l2d_core::cpu::softmax_weights;
 use rand::Rng;
@@ -10,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::rng;
 
 /// How the emitted token is drawn, as a user writes it. The default draws from the model's own distribution.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token (the lowest id of several) and ignores the filters.
@@ -24,12 +27,45 @@ pub struct SamplingParams {
     /// Logits of tokens already in the sequence, prompt included, are divided by it where positive and multiplied where
     /// negative; 1 changes nothing.
     pub repetition_penalty: f64,
+    /// Taken off the logit of a token that is among the new ones; 0 changes nothing.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub presence_penalty: f64,
+    /// Taken off the logit of a token for each time it is among the new ones; 0 changes nothing.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub frequency_penalty: f64,
+    /// Added to the logits of these tokens before anything else; minus infinity forbids one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<u32, f32>,
+}
+
+/// Settings that change nothing are not written, so that what was written before they existed stays the same.
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+        }
     }
+}
+
+/// The sequence that a token is drawn for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct History<'a> {
+    /// What was given.
+    pub prompt: &'a [u32],
+    /// What was drawn so far.
+    pub new: &'a [u32],
 }
 
 impl SamplingParams {
@@ -56,12 +92,22 @@ impl SamplingParams {
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
             return refuse("repetition_penalty", self.repetition_penalty, "a finite number above 0; 1 changes nothing");
         }
+        for (name, penalty) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            if !penalty.is_finite() {
+                return refuse(name, penalty, "a finite number; 0 changes nothing");
+            }
+        }
+        if let Some(&bias) = self.logit_bias.values().find(|bias| bias.is_nan() || **bias == f32::INFINITY) {
+            return refuse("logit_bias", f64::from(bias), "finite, or minus infinity to forbid a token");
+        }
         Ok(Sampler(self))
     }
 }
 
 /// Checked [`SamplingParams`].
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampler(SamplingParams);
 
 /// A token that passed the filters.
@@ -75,17 +121,17 @@ pub struct Candidate {
 
 impl Sampler {
     /// The numbers it was made from.
-    pub fn params(&self) -> SamplingParams {
-        self.0
+    pub fn params(&self) -> &SamplingParams {
+        &self.0
     }
 
-    /// Draws a token. `logits` is one row over the vocabulary; `history` the sequence so far, prompt included.
+    /// Draws a token. `logits` is one row over the vocabulary.
     ///
     /// # Errors
     /// [`Error::Logits`] where the logits are no distribution.
-    pub fn sample(&self, logits: &[f32], history: &[u32], rng: &mut impl Rng) -> Result<usize> {
-        let penalised = self.penalise(logits, history);
-        let logits = penalised.as_deref().unwrap_or(logits);
+    pub fn sample(&self, logits: &[f32], history: History<'_>, rng: &mut impl Rng) -> Result<usize> {
+        let adjusted = self.adjust(logits, history);
+        let logits = adjusted.as_deref().unwrap_or(logits);
         let best = argmax(logits)?;
         if self.0.temperature == 0.0 {
             return Ok(best);
@@ -101,9 +147,9 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Logits`] where the logits are no distribution.
-    pub fn distribution(&self, logits: &[f32], history: &[u32]) -> Result<Vec<Candidate>> {
-        let penalised = self.penalise(logits, history);
-        let logits = penalised.as_deref().unwrap_or(logits);
+    pub fn distribution(&self, logits: &[f32], history: History<'_>) -> Result<Vec<Candidate>> {
+        let adjusted = self.adjust(logits, history);
+        let logits = adjusted.as_deref().unwrap_or(logits);
         let best = argmax(logits)?;
         if self.0.temperature == 0.0 {
             return Ok(vec![Candidate { id: best, probability: 1.0 }]);
@@ -113,20 +159,37 @@ impl Sampler {
         Ok(kept.into_iter().map(|(id, weight)| Candidate { id, probability: weight / total }).collect())
     }
 
-    /// The logits with the repetition penalty; `None` where it changes nothing.
-    fn penalise(&self, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
-        let penalty = self.0.repetition_penalty as f32;
-        if penalty == 1.0 || history.is_empty() {
+    /// The logits with bias and penalties; `None` where these change nothing. Tokens outside the vocabulary are passed over.
+    pub(crate) fn adjust(&self, logits: &[f32], history: History<'_>) -> Option<Vec<f32>> {
+        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = &self.0;
+        let repetition = *repetition_penalty as f32;
+        let (repeats, counts) = (repetition != 1.0, *presence_penalty != 0.0 || *frequency_penalty != 0.0);
+        if !repeats && !counts && logit_bias.is_empty() {
             return None;
         }
-        let mut penalised = logits.to_vec();
-        for &id in history {
-            if let (Some(new), Some(&old)) = (penalised.get_mut(id as usize), logits.get(id as usize)) {
-                // From the original logit, so that a token seen twice is penalised once.
-                *new = if old < 0.0 { old * penalty } else { old / penalty };
+        let mut adjusted = logits.to_vec();
+        for (&id, bias) in logit_bias {
+            if let Some(logit) = adjusted.get_mut(id as usize) {
+                *logit += bias;
             }
         }
-        Some(penalised)
+        let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
+        for &id in history.prompt {
+            seen.entry(id).or_insert(0);
+        }
+        for &id in history.new {
+            *seen.entry(id).or_insert(0) += 1;
+        }
+        for (id, count) in seen {
+            let Some(logit) = adjusted.get_mut(id as usize) else { continue };
+            if repeats {
+                *logit = if *logit < 0.0 { *logit * repetition } else { *logit / repetition };
+            }
+            if count > 0 {
+                *logit -= (presence_penalty + frequency_penalty * f64::from(count)) as f32;
+            }
+        }
+        Some(adjusted)
     }
 
     /// Tokens that pass top-k, top-p and min-p with their weights `exp((logit - largest) / temperature)`, by id.
@@ -276,6 +339,21 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
     Ok(logits.iter().map(|&logit| f64::from(logit) - largest - sum.ln()).collect())
 }
 
+/// The `count` most likely tokens with `values` (logits or log-probabilities), most likely first, the lower id of equals.
+pub fn top(values: &[f64], count: usize) -> Vec<(u32, f64)> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    let likelier = |a: &usize, b: &usize| values[*b].total_cmp(&values[*a]).then(a.cmp(b));
+    if count < order.len() {
+        if count == 0 {
+            return Vec::new();
+        }
+        order.select_nth_unstable_by(count - 1, likelier);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(likelier);
+    order.into_iter().map(|id| (id as u32, values[id])).collect()
+}
+
 /// The weight of a token against the most likely one. In f64 because a temperature may magnify differences beyond f32.
 fn weight(logit: f32, largest: f32, temperature: f64) -> f64 {
     ((f64::from(logit) - f64::from(largest)) / temperature).exp()
@@ -309,18 +387,38 @@ mod tests {
     }
 
     fn ids(sampler: &Sampler, logits: &[f32]) -> Vec<usize> {
-        sampler.distribution(logits, &[]).unwrap().iter().map(|c| c.id).collect()
+        sampler.distribution(logits, History::default()).unwrap().iter().map(|c| c.id).collect()
     }
 
     #[test]
     fn the_penalty_is_hugging_faces() {
         let sampler = params(|p| p.repetition_penalty = 2.0);
         // A token twice in the history is penalised once; ids outside the vocabulary are ignored.
-        let penalised = sampler.penalise(&[2.0, -1.0, 0.5], &[0, 1, 1, 0, 77]).unwrap();
+        let history = History { prompt: &[0, 1, 1], new: &[0, 77] };
+        let penalised = sampler.adjust(&[2.0, -1.0, 0.5], history).unwrap();
         assert_eq!(penalised, [1.0, -2.0, 0.5]);
         let greedy = params(|p| (p.temperature, p.repetition_penalty) = (0.0, 3.0));
         let mut rng = stream(0, 0, Purpose::FinalToken, 0);
-        assert_eq!(greedy.sample(&[1.0, 0.9, 0.0], &[0], &mut rng).unwrap(), 1);
+        assert_eq!(greedy.sample(&[1.0, 0.9, 0.0], History { prompt: &[0], new: &[] }, &mut rng).unwrap(), 1);
+    }
+
+    #[test]
+    fn new_tokens_are_penalised_and_biases_added() {
+        let history = History { prompt: &[0, 0, 3], new: &[1, 2, 1, 99] };
+        let of = |change: fn(&mut SamplingParams)| params(change).adjust(&[1.0, 1.0, -1.0, 1.0, 0.0], history).unwrap();
+        // The prompt's tokens are free of both.
+        assert_eq!(of(|p| p.presence_penalty = 0.5), [1.0, 0.5, -1.5, 1.0, 0.0]);
+        assert_eq!(of(|p| p.frequency_penalty = 0.5), [1.0, 0.0, -1.5, 1.0, 0.0]);
+        assert_eq!(of(|p| p.frequency_penalty = -0.5), [1.0, 2.0, -0.5, 1.0, 0.0]);
+        assert_eq!(of(|p| (p.presence_penalty, p.repetition_penalty) = (1.0, 2.0)), [0.5, -0.5, -3.0, 0.5, 0.0]);
+        let biased = of(|p| p.logit_bias = [(4, 2.5), (0, f32::NEG_INFINITY), (1000, 1.0)].into());
+        assert_eq!(biased, [f32::NEG_INFINITY, 1.0, -1.0, 1.0, 2.5]);
+        let forbidding = params(|p| p.logit_bias = [(0, f32::NEG_INFINITY)].into());
+        assert_eq!(ids(&forbidding, &[5.0, 1.0]), [1]);
+        assert!(params(|_| ()).adjust(&[1.0], history).is_none());
+        // Settings of before are written as before.
+        let written = serde_json::to_string(&SamplingParams::default()).unwrap();
+        assert!(!written.contains("presence") && !written.contains("bias"), "{written}");
     }
 
     #[test]
@@ -352,11 +450,18 @@ mod tests {
         refuses("top_p", |p| p.top_p = 1.1);
         refuses("min_p", |p| p.min_p = 1.0);
         refuses("repetition_penalty", |p| p.repetition_penalty = 0.0);
+        refuses("presence_penalty", |p| p.presence_penalty = f64::NAN);
+        refuses("frequency_penalty", |p| p.frequency_penalty = f64::INFINITY);
+        refuses("logit_bias", |p| p.logit_bias = [(3, f32::INFINITY)].into());
+        refuses("logit_bias", |p| p.logit_bias = [(3, f32::NAN)].into());
 
         let sampler = params(|_| ());
         let mut rng = stream(0, 0, Purpose::FinalToken, 0);
         for logits in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2], &[]] {
-            assert!(matches!(sampler.sample(logits, &[], &mut rng), Err(Error::Logits { .. })), "{logits:?}");
+            assert!(
+                matches!(sampler.sample(logits, History::default(), &mut rng), Err(Error::Logits { .. })),
+                "{logits:?}"
+            );
         }
     }
 
@@ -364,7 +469,7 @@ mod tests {
     fn draws_follow_the_distribution() {
         let logits = [1.0f32, 0.0, -1.0, 2.0, f32::NEG_INFINITY, 0.5];
         let temperature = 0.7;
-        let expected = params(|p| p.temperature = temperature).distribution(&logits, &[]).unwrap();
+        let expected = params(|p| p.temperature = temperature).distribution(&logits, History::default()).unwrap();
         let count = 100_000;
         let mut rng = stream(1, 0, Purpose::FinalToken, 0);
         let mut check = |draw: &mut dyn FnMut(&mut rand_chacha::ChaCha8Rng) -> usize| {
@@ -377,7 +482,7 @@ mod tests {
             }
             assert_eq!(seen[4], 0);
         };
-        check(&mut |rng| params(|p| p.temperature = temperature).sample(&logits, &[], rng).unwrap());
+        check(&mut |rng| params(|p| p.temperature = temperature).sample(&logits, History::default(), rng).unwrap());
         check(&mut |rng| gumbel_argmax(&logits, temperature, rng).unwrap());
     }
 
@@ -386,6 +491,14 @@ mod tests {
         let logs = log_softmax(&[1e4, 1e4 - 1.0, -1e4]).unwrap();
         assert!((logs.iter().map(|l| l.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
         assert!((logs[0] - logs[1] - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_top_comes_in_order() {
+        let values = [0.5, 2.0, f64::NEG_INFINITY, 2.0, -1.0];
+        assert_eq!(top(&values, 3), [(1, 2.0), (3, 2.0), (0, 0.5)]);
+        assert_eq!(top(&values, 0), []);
+        assert_eq!(top(&values, 9).len(), 5);
     }
 
     fn rows() -> impl Strategy<Value = Vec<f32>> {
@@ -398,7 +511,7 @@ mod tests {
         fn filters_that_keep_all_change_no_draw(logits in rows(), seed: u64) {
             let plain = params(|_| ());
             let wide = params(|p| (p.top_k, p.min_p) = (logits.len(), 1e-30));
-            let draw = |s: &Sampler| s.sample(&logits, &[], &mut stream(seed, 0, Purpose::FinalToken, 0)).unwrap();
+            let draw = |s: &Sampler| s.sample(&logits, History::default(), &mut stream(seed, 0, Purpose::FinalToken, 0)).unwrap();
             prop_assert_eq!(draw(&plain), draw(&wide));
         }
 
@@ -407,19 +520,19 @@ mod tests {
             let mut rng = stream(seed, 0, Purpose::FinalToken, 0);
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let first = logits.iter().position(|&l| l == largest).unwrap();
-            prop_assert_eq!(SamplingParams::greedy().check().unwrap().sample(&logits, &[], &mut rng).unwrap(), first);
-            let one = params(|p| p.top_k = 1).sample(&logits, &[], &mut rng).unwrap();
+            prop_assert_eq!(SamplingParams::greedy().check().unwrap().sample(&logits, History::default(), &mut rng).unwrap(), first);
+            let one = params(|p| p.top_k = 1).sample(&logits, History::default(), &mut rng).unwrap();
             prop_assert_eq!(logits[one], largest);
         }
 
         /// Against sorting everything.
         #[test]
         fn top_p_is_the_smallest_set_that_reaches_its_mass(logits in rows(), top_p in 0.01f64..1.0) {
-            let full = params(|_| ()).distribution(&logits, &[]).unwrap();
+            let full = params(|_| ()).distribution(&logits, History::default()).unwrap();
             prop_assert!((full.iter().map(|c| c.probability).sum::<f64>() - 1.0).abs() < 1e-9);
             let mut order: Vec<_> = full.iter().map(|c| (c.id, c.probability)).collect();
             order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            let kept = params(|p| p.top_p = top_p).distribution(&logits, &[]).unwrap();
+            let kept = params(|p| p.top_p = top_p).distribution(&logits, History::default()).unwrap();
             prop_assert!((kept.iter().map(|c| c.probability).sum::<f64>() - 1.0).abs() < 1e-9);
             let mut expected: Vec<usize> = order[..kept.len()].iter().map(|e| e.0).collect();
             expected.sort_unstable();
@@ -434,12 +547,12 @@ mod tests {
             logits in rows(), seed: u64, top_k in 0usize..40, top_p in 0.05f64..=1.0, min_p in 0.0f64..0.9,
             temperature in 0.05f64..3.0,
         ) {
-            let sampler = params(|p| *p = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty: 1.0 });
+            let sampler = params(|p| *p = SamplingParams { temperature, top_k, top_p, min_p, ..Default::default() });
             let allowed = ids(&sampler, &logits);
             prop_assert!(!allowed.is_empty());
             for token in 0..20 {
                 let mut rng = stream(seed, 0, Purpose::FinalToken, token);
-                prop_assert!(allowed.contains(&sampler.sample(&logits, &[], &mut rng).unwrap()));
+                prop_assert!(allowed.contains(&sampler.sample(&logits, History::default(), &mut rng).unwrap()));
             }
         }
     }

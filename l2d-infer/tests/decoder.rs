@@ -13,7 +13,7 @@ use l2d_infer::decode::{
     TextStream,
 };
 use l2d_infer::ode::{AdaptiveParams, AdaptiveSolver, Solver};
-use l2d_infer::sampler::{Sampler, SamplingParams};
+use l2d_infer::sampler::{History, Sampler, SamplingParams, log_softmax};
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise, VelocityForm};
 use l2d_infer::{Decoder, DiffusionParams, Error, GenerationParams, Request, Result};
@@ -242,7 +242,7 @@ impl Noise for Probe {
         SeededNoise { seed: 5 }.velocity_token(at, call, lane, logits, temperature)
     }
 
-    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: History<'_>) -> Result<usize> {
         self.logits.push(logits.to_vec());
         SeededNoise { seed: 5 }.emitted_token(at, sampler, logits, history)
     }
@@ -491,7 +491,7 @@ impl Noise for Recorder<'_> {
         self.0.velocity_token(at, call, lane, logits, temperature)
     }
 
-    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: History<'_>) -> Result<usize> {
         self.1.borrow_mut().push((at.sequence, at.token, logits.to_vec()));
         self.0.emitted_token(at, sampler, logits, history)
     }
@@ -604,6 +604,49 @@ fn an_adaptive_solver_that_does_not_arrive_says_where() {
     }
     let called_off = with(|_| (), true).unwrap();
     assert!(called_off.iter().all(|row| row.finish == FinishReason::Cancelled && row.tokens.is_empty()));
+}
+
+#[test]
+fn log_probabilities_are_the_plain_lms() {
+    for packed in [false, true] {
+        let model = model("l2d_qwen2_lora");
+        let model = if packed { model.packed(WeightFormat::F32) } else { model };
+        let sampling = SamplingParams { logit_bias: [(7, 3.0)].into(), temperature: 0.8, ..Default::default() };
+        let generation = GenerationParams { sampling, ..tokens(5) }.check().unwrap();
+        let mut seen = Vec::new();
+        let mut note = |event: Event<'_>| {
+            if let Event::Token { log_probability, .. } = event {
+                seen.push(log_probability.cloned());
+            }
+        };
+        let requests = [request(4, 0), request(9, 1)];
+        let hooks = Hooks { on_event: Some(&mut note), log_probabilities: Some(3), ..Hooks::default() };
+        let completions = Decoder::plain(&model.lm).generate(&requests, &generation, hooks).unwrap();
+        assert_eq!(seen.iter().flatten().count(), 10);
+        for (request, completion) in requests.iter().zip(&completions) {
+            let mut sequence = request.tokens.clone();
+            for (&token, found) in completion.tokens.iter().zip(&completion.log_probabilities) {
+                let mut cache = model.lm.new_cache(vec![0], sequence.len());
+                let logits = host_values(model.lm.logits(model.lm.forward(&[sequence.clone()], &mut cache)));
+                // Of the model, not of the biased and tempered draw.
+                let all = log_softmax(&logits[logits.len() - model.lm.config.vocab_size..]).unwrap();
+                assert!((found.chosen - all[token as usize]).abs() < 1e-4);
+                let best = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                assert!((found.top[0].1 - best).abs() < 1e-4 && found.top.len() == 3);
+                assert!(found.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+                sequence.push(token);
+            }
+            assert_eq!(completion.log_probabilities.len(), 5);
+        }
+        let decoder = Decoder::new(&model, &diffusion(|_| ()).check().unwrap()).unwrap();
+        let hooks = Hooks { log_probabilities: Some(0), ..Hooks::default() };
+        let error = decoder.generate(&requests, &generation, hooks).unwrap_err();
+        assert!(error.to_string().contains("no log-probability"), "{error}");
+        let one = Decoder::new(&model, &diffusion(|p| p.evaluations = 1).check().unwrap()).unwrap();
+        let hooks = Hooks { log_probabilities: Some(0), ..Hooks::default() };
+        let completions = one.generate(&requests, &generation, hooks).unwrap();
+        assert!(completions[1].log_probabilities.iter().all(|found| found.top.is_empty() && found.chosen < 0.0));
+    }
 }
 
 #[test]

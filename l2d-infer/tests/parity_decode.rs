@@ -6,7 +6,7 @@ use l2d_core::L2d;
 use l2d_core::cpu::WeightFormat;
 use l2d_infer::decode::{DecodeMode, FinishReason, Hooks, Lane, Noise, Place};
 use l2d_infer::ode::FixedGrid;
-use l2d_infer::sampler::{Sampler, SamplingParams};
+use l2d_infer::sampler::{History, Sampler, SamplingParams};
 use l2d_infer::velocity::Estimate;
 use l2d_infer::{Decoder, DiffusionParams, GenerationParams, Request, Result};
 use l2d_testkit::models::golden_l2d;
@@ -34,7 +34,7 @@ impl Noise for Recorded<'_> {
         unreachable!("the golden cases take the arg-max")
     }
 
-    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: History<'_>) -> Result<usize> {
         self.seen.insert((at.sequence, at.token), logits.to_vec());
         sampler.sample(logits, history, &mut l2d_infer::rng::stream(0, 0, l2d_infer::rng::Purpose::FinalToken, 0))
     }

@@ -14,10 +14,11 @@ use l2d_core::lm::{KvCache, Lm, host_values};
 use super::diffuser::{Conditions, Diffuser, Positions};
 use super::noise::{Lane, Noise, SeededNoise};
 use super::prefix::Prefixes;
-use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request};
+use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TokenLogProbability};
 use super::row::{Row, Spent};
 use super::settings::{DecodeMode, Diffusion};
 use crate::error::{Error, Result};
+use crate::sampler::{log_softmax, top};
 
 /// Slots of a prompt that go through the main path at once. Bounds the attention scores of long prompts, and the time until
 /// a cancellation is seen.
@@ -47,15 +48,17 @@ pub struct Hooks<'a> {
     pub noise: Option<&'a mut dyn Noise>,
     /// Whether events carry the guesses on the way to each token. Costs an arg-max of each evaluation's logits.
     pub guesses: bool,
+    /// Whether tokens carry their log-probability, and those of how many of the most likely. The plain LM's alone.
+    pub log_probabilities: Option<usize>,
 }
 
 /// The sequences that are being decoded.
-struct Running<'a, B: Backend> {
-    rows: Vec<Row<'a>>,
-    cache: KvCache<B>,
+pub(super) struct Running<'a, B: Backend> {
+    pub(super) rows: Vec<Row<'a>>,
+    pub(super) cache: KvCache<B>,
     /// The main path at each row's last position, `[rows, H]`.
-    hidden: Tensor<B, 2>,
-    conditions: Option<Conditions<B>>,
+    pub(super) hidden: Tensor<B, 2>,
+    pub(super) conditions: Option<Conditions<B>>,
 }
 
 impl<'m, B: Backend> Decoder<'m, B> {
@@ -100,6 +103,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
         mut hooks: Hooks<'_>,
     ) -> Result<Vec<Completion>> {
         self.check(requests, generation, hooks.text.is_some())?;
+        if hooks.log_probabilities.is_some() && self.diffuser.is_some() {
+            return Err(Error::NoLikelihood);
+        }
         let mut completions: Vec<Option<Completion>> = vec![None; requests.len()];
         let mut seeded = SeededNoise { seed: generation.seed };
         let noise: &mut dyn Noise = match hooks.noise.take() {
@@ -131,9 +137,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
             let logits = host_values(logits);
             let vocabulary = logits.len() / batch.rows.len();
             let mut finished = Vec::with_capacity(batch.rows.len());
-            for ((row, logits), spent) in batch.rows.iter_mut().zip(logits.chunks_exact(vocabulary)).zip(spent) {
+            for ((row, logits), mut spent) in batch.rows.iter_mut().zip(logits.chunks_exact(vocabulary)).zip(spent) {
                 let token = noise.emitted_token(row.place(), &generation.sampler, logits, row.history());
                 let token = token.map_err(|error| row.located(error))?;
+                if let Some(count) = hooks.log_probabilities {
+                    let all = log_softmax(logits).map_err(|error| row.located(error))?;
+                    spent.log_probability = Some(TokenLogProbability { chosen: all[token], top: top(&all, count) });
+                }
                 finished.push(row.accept(token as u32, spent, generation, &mut emit));
             }
             let staying: Vec<usize> = (0..finished.len()).filter(|&i| finished[i].is_none()).collect();
@@ -167,12 +177,25 @@ impl<'m, B: Backend> Decoder<'m, B> {
         Ok(completions.into_iter().flatten().collect())
     }
 
+    pub(super) fn device(&self) -> B::Device {
+        self.lm.device()
+    }
+
+    /// Runs one more token of each sequence through the main path: the hidden states, `[rows, H]`.
+    pub(super) fn forward(&self, tokens: &[Vec<u32>], cache: &mut KvCache<B>) -> Tensor<B, 2> {
+        self.lm.forward(tokens, cache)
+    }
+
     /// Everything a request may be refused for, before anything is computed.
-    fn check(&self, requests: &[Request], generation: &Generation, has_text: bool) -> Result<()> {
+    pub(super) fn check(&self, requests: &[Request], generation: &Generation, has_text: bool) -> Result<()> {
         if !has_text && !generation.stop_strings.as_slice().is_empty() {
             return Err(Error::parameter("stop strings", "given", "absent where the decoder has no text stream"));
         }
         let (vocabulary, context) = (self.lm.config.vocab_size, self.lm.config.max_positions);
+        if let Some(token) = generation.sampler.params().logit_bias.keys().find(|&&token| token as usize >= vocabulary)
+        {
+            return Err(Error::parameter("token of a logit bias", token, "in the vocabulary"));
+        }
         for (request, asked) in requests.iter().enumerate() {
             let refuse = |reason: String| Err(Error::Request { request, reason });
             if asked.tokens.is_empty() {
@@ -194,7 +217,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
 
     /// Runs prompts through the main path. Returns the cache and the hidden states of the last positions, `[rows, H]`;
     /// `None` when cancelled.
-    fn prefill(
+    pub(super) fn prefill(
         &self,
         rows: &[Row<'_>],
         max_tokens: usize,
@@ -257,7 +280,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
     }
 
     /// Puts new sequences beside those that are running.
-    fn join<'a>(
+    pub(super) fn join<'a>(
         &self,
         running: Option<Running<'a, B>>,
         joining: Vec<Row<'a>>,
@@ -275,13 +298,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
         Ok(Running { rows, cache, hidden, conditions })
     }
 
-    fn conditions(&self, rows: &[Row<'_>]) -> Result<Option<Conditions<B>>> {
+    pub(super) fn conditions(&self, rows: &[Row<'_>]) -> Result<Option<Conditions<B>>> {
         let classes: Vec<Option<usize>> = rows.iter().map(|row| row.class).collect();
         self.diffuser.as_ref().map(|diffuser| diffuser.conditions(&classes)).transpose()
     }
 
     /// Logits of the next token, `[rows, V]`, and what each row spent on it; `None` when cancelled.
-    fn predict(
+    pub(super) fn predict(
         &self,
         batch: &Running<'_, B>,
         noise: &mut dyn Noise,
@@ -293,7 +316,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         }
         let Running { rows, cache, hidden, conditions } = batch;
         let (Some(diffuser), Some(conditions)) = (&self.diffuser, conditions) else {
-            let spent = rows.iter().map(|_| Spent { passes: 0, rounds: 0, guesses: Vec::new() }).collect();
+            let spent = rows.iter().map(|_| Spent::default()).collect();
             return Ok(Some((self.lm.logits(hidden.clone()), spent)));
         };
         let x0 = rows
@@ -314,8 +337,12 @@ impl<'m, B: Backend> Decoder<'m, B> {
         Ok(diffused.map(|diffused| {
             let mut guesses = diffused.guesses.into_iter();
             let costs = diffused.passes.into_iter().zip(diffused.rounds);
-            let spent =
-                costs.map(|(passes, rounds)| Spent { passes, rounds, guesses: guesses.next().unwrap_or_default() });
+            let spent = costs.map(|(passes, rounds)| Spent {
+                passes,
+                rounds,
+                guesses: guesses.next().unwrap_or_default(),
+                log_probability: None,
+            });
             (diffused.logits, spent.collect())
         }))
     }

@@ -12,11 +12,16 @@ mod parallel;
 mod prefix;
 mod request;
 mod row;
+mod search;
 mod settings;
 mod text;
 
 pub use diffuser::{Conditions, Diffused, Diffuser, Guess, Positions};
 pub use engine::{Decoder, Hooks};
 pub use noise::{Lane, Noise, Place, SeededNoise};
-pub use request::{Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream};
+pub use request::{
+    Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream,
+    TokenLogProbability,
+};
+pub use search::{Beam, BeamParams, Hypothesis, Search, Stopping};
 pub use settings::{AdaptiveSteps, DecodeMode, Diffusion, DiffusionParams, ReferenceSteps};

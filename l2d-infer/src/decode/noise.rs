@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::rng::{self, Purpose};
-use crate::sampler::{Sampler, inverse_cdf};
+use crate::sampler::{History, Sampler, inverse_cdf};
 
 /// The token a random number is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +35,11 @@ pub trait Noise {
     fn velocity_token(&mut self, at: Place, call: usize, lane: Lane, logits: &[f32], temperature: f64)
     -> Result<usize>;
 
-    /// Draws the emitted token; `history` is the sequence so far, prompt included.
+    /// Draws the emitted token; `history` is the sequence so far.
     ///
     /// # Errors
     /// Where the logits are no distribution.
-    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize>;
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: History<'_>) -> Result<usize>;
 }
 
 /// Numbers that depend on a seed and the place alone (see [`rng::stream`]).
@@ -68,7 +68,7 @@ impl Noise for SeededNoise {
         inverse_cdf(logits, temperature, rng::uniform(&mut rng))
     }
 
-    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<usize> {
+    fn emitted_token(&mut self, at: Place, sampler: &Sampler, logits: &[f32], history: History<'_>) -> Result<usize> {
         let mut rng = rng::stream(self.seed, at.sequence, Purpose::FinalToken, at.token);
         sampler.sample(logits, history, &mut rng)
     }

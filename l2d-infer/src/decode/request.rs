@@ -90,8 +90,17 @@ pub enum FinishReason {
     Cancelled,
 }
 
+/// How likely the plain LM found a token, before bias, penalties, temperature and filters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogProbability {
+    /// The natural logarithm of the emitted token's probability.
+    pub chosen: f64,
+    /// The most likely tokens and theirs, most likely first.
+    pub top: Vec<(u32, f64)>,
+}
+
 /// A continued sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
     /// The new tokens, a stop token included.
     pub tokens: Vec<u32>,
@@ -103,6 +112,8 @@ pub struct Completion {
     pub passes: usize,
     /// Forward passes these took: fewer where several evaluations were made at once.
     pub rounds: usize,
+    /// One for each token, where [`Hooks::log_probabilities`](super::Hooks::log_probabilities) asks for them.
+    pub log_probabilities: Vec<TokenLogProbability>,
 }
 
 /// What happens while sequences are decoded.
@@ -122,6 +133,8 @@ pub enum Event<'a> {
         rounds: usize,
         /// What the model took for this token on the way, where [`Hooks::guesses`](super::Hooks::guesses) asks for it.
         guesses: &'a [Guess],
+        /// How likely it was, where [`Hooks::log_probabilities`](super::Hooks::log_probabilities) asks for it.
+        log_probability: Option<&'a TokenLogProbability>,
     },
     /// A sequence ended.
     Finished {

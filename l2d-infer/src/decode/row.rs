@@ -2,15 +2,20 @@
 
 use super::diffuser::Guess;
 use super::noise::Place;
-use super::request::{Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream};
+use super::request::{
+    Completion, Detokenizer, Event, FinishReason, Generation, Request, TextStream, TokenLogProbability,
+};
 use crate::error::Error;
+use crate::sampler::History;
 use crate::stop::StopWatch;
 
-/// What one token cost.
+/// What one token cost, and what was seen on the way to it.
+#[derive(Default)]
 pub(super) struct Spent {
     pub(super) passes: usize,
     pub(super) rounds: usize,
     pub(super) guesses: Vec<Guess>,
+    pub(super) log_probability: Option<TokenLogProbability>,
 }
 
 /// A sequence that is not complete.
@@ -24,6 +29,7 @@ pub(super) struct Row<'a> {
     pub(super) tokens: Vec<u32>,
     passes: usize,
     rounds: usize,
+    log_probabilities: Vec<TokenLogProbability>,
     text: String,
     stream: Option<Box<dyn TextStream + 'a>>,
     watch: StopWatch<'a>,
@@ -44,6 +50,7 @@ impl<'a> Row<'a> {
             tokens: asked.tokens.clone(),
             passes: 0,
             rounds: 0,
+            log_probabilities: Vec::new(),
             text: String::new(),
             stream: text.map(Detokenizer::begin),
             watch: generation.stop_strings.watch(),
@@ -51,7 +58,57 @@ impl<'a> Row<'a> {
     }
 }
 
+impl<'a> Row<'a> {
+    /// The same sequence once more, to go its own way. Its text, where it is followed, is told anew: streams cannot fork.
+    pub(super) fn fork(&self, text: Option<&'a dyn Detokenizer>, generation: &'a Generation) -> Self {
+        let mut fork = Self {
+            request: self.request,
+            sequence: self.sequence,
+            class: self.class,
+            prompt: self.prompt,
+            tokens: self.tokens.clone(),
+            passes: self.passes,
+            rounds: self.rounds,
+            log_probabilities: self.log_probabilities.clone(),
+            text: String::new(),
+            stream: text.map(Detokenizer::begin),
+            watch: generation.stop_strings.watch(),
+        };
+        let new = fork.tokens.split_off(fork.prompt);
+        for &token in &new {
+            fork.tell(token, generation);
+        }
+        fork.tokens.extend(new);
+        fork
+    }
+
+    /// The same sequence with its text, whether it was followed so far or not.
+    pub(super) fn retold(self, text: Option<&'a dyn Detokenizer>, generation: &'a Generation) -> Self {
+        if self.stream.is_some() { self } else { self.fork(text, generation) }
+    }
+
+    /// Adds a token to the text and returns the piece that is certain now.
+    fn tell(&mut self, token: u32, generation: &Generation) -> String {
+        let piece = match &mut self.stream {
+            Some(stream) if !generation.stop_tokens.contains(&token) => self.watch.push(&stream.push(token)),
+            _ => String::new(),
+        };
+        self.text += &piece;
+        piece
+    }
+}
+
 impl Row<'_> {
+    /// New tokens so far.
+    pub(super) fn new_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// The latest token.
+    pub(super) fn last(&self) -> u32 {
+        self.tokens[self.tokens.len() - 1]
+    }
+
     /// Where the randomness of the next token comes from.
     pub(super) fn place(&self) -> Place {
         Place { sequence: self.sequence, token: (self.tokens.len() - self.prompt) as u32 }
@@ -63,8 +120,9 @@ impl Row<'_> {
     }
 
     /// Prompt and new tokens.
-    pub(super) fn history(&self) -> &[u32] {
-        &self.tokens
+    pub(super) fn history(&self) -> History<'_> {
+        let (prompt, new) = self.tokens.split_at(self.prompt);
+        History { prompt, new }
     }
 
     /// Takes the next token in and says whether it completes the sequence.
@@ -76,16 +134,22 @@ impl Row<'_> {
         emit: &mut dyn FnMut(Event<'_>),
     ) -> Option<FinishReason> {
         self.tokens.push(token);
-        let Spent { passes, rounds, guesses } = spent;
+        let Spent { passes, rounds, guesses, log_probability } = spent;
         self.passes += passes;
         self.rounds += rounds;
         let stop = generation.stop_tokens.contains(&token);
-        let piece = match &mut self.stream {
-            Some(stream) if !stop => self.watch.push(&stream.push(token)),
-            _ => String::new(),
-        };
-        self.text += &piece;
-        emit(Event::Token { request: self.request, token, text: &piece, passes, rounds, guesses: &guesses });
+        let piece = self.tell(token, generation);
+        let (request, log_probability_of) = (self.request, log_probability.as_ref());
+        emit(Event::Token {
+            request,
+            token,
+            text: &piece,
+            passes,
+            rounds,
+            guesses: &guesses,
+            log_probability: log_probability_of,
+        });
+        self.log_probabilities.extend(log_probability);
         if stop {
             Some(FinishReason::StopToken(token))
         } else if let Some(reason) = self.stop_string(generation) {
@@ -124,6 +188,7 @@ impl Row<'_> {
             finish: reason,
             passes: self.passes,
             rounds: self.rounds,
+            log_probabilities: self.log_probabilities,
         }
     }
 }
