@@ -187,9 +187,21 @@ pub(crate) struct DecodeArgs {
     #[arg(long, allow_negative_numbers = true, default_value_t = 0.0, value_name = "P", help_heading = "Sampling")]
     pub(crate) min_p: f64,
 
-    /// Penalty on tokens already there; 1 changes nothing.
+    /// Penalty on tokens already there, the prompt's too: divides their logits; 1 changes nothing.
     #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "X", help_heading = "Sampling")]
     pub(crate) repetition_penalty: f64,
+
+    /// Taken off the logit of a token that is among the new ones; 0 changes nothing.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0, value_name = "X", help_heading = "Sampling")]
+    pub(crate) presence_penalty: f64,
+
+    /// Taken off the logit of a token for each time it is among the new ones; 0 changes nothing.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0, value_name = "X", help_heading = "Sampling")]
+    pub(crate) frequency_penalty: f64,
+
+    /// Added to the logit of token number ID, -inf forbids it; may be given several times.
+    #[arg(long, allow_hyphen_values = true, value_name = "ID=X", value_parser = parse_bias, help_heading = "Sampling")]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
 
     /// Seed of all randomness.
     #[arg(long, default_value_t = 0, help_heading = "Sampling")]
@@ -269,6 +281,38 @@ pub(crate) enum DecodeKind {
     Sequential,
 }
 
+/// Beam search in the place of sampling.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SearchArgs {
+    /// Keep the N likeliest hypotheses at each token instead of drawing one. With --steps K every hypothesis is diffused: half
+    /// a budget of 15 for each is --beams 7 --steps 7.
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    pub(crate) beams: Option<usize>,
+
+    /// A hypothesis of n tokens scores its log-likelihood divided by n^X; 0 ignores lengths [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_name = "X", requires = "beams", help_heading = "Search")]
+    pub(crate) length_exponent: Option<f64>,
+
+    /// Draw the answer among the finished hypotheses from softmax(score / T); 0 takes the best [default: 0].
+    #[arg(long, allow_negative_numbers = true, value_name = "T", requires = "beams", help_heading = "Search")]
+    pub(crate) score_temperature: Option<f64>,
+
+    /// When to stop looking [default: likely].
+    #[arg(long, value_enum, value_name = "WHEN", requires = "beams", help_heading = "Search")]
+    pub(crate) stopping: Option<StoppingKind>,
+}
+
+/// When a search has seen enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoppingKind {
+    /// As soon as as many hypotheses have ended as are kept.
+    First,
+    /// Once none that goes on scores better now than the worst of those.
+    Likely,
+    /// Once none that goes on can still come to score better.
+    Certain,
+}
+
 /// The first step of an adaptive solver.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum FirstStep {
@@ -329,11 +373,26 @@ pub(crate) struct GenerateArgs {
     pub(crate) stop: Vec<String>,
 
     /// Write the guesses on the way to each token to FILE.jsonl, and as a page to look at to FILE.html.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["beams", "samples"])]
     pub(crate) trace: Option<PathBuf>,
+
+    /// Answers to draw, decoded together; the first is the one drawn without this flag.
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096), conflicts_with = "beams")]
+    pub(crate) samples: Option<u64>,
+
+    /// Give each token's log-probability and those of the N likeliest, of the plain LM alone (--steps 1); with --json.
+    #[arg(long, value_name = "N", requires = "json", conflicts_with = "beams")]
+    pub(crate) logprobs: Option<usize>,
+
+    /// One JSON object for each answer on stdout, once it is complete.
+    #[arg(long)]
+    pub(crate) json: bool,
 
     #[command(flatten)]
     pub(crate) decode: DecodeArgs,
+
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
 
     /// The prompt; - reads stdin.
     pub(crate) prompt: String,
@@ -472,6 +531,9 @@ pub(crate) struct EvalArgs {
 
     #[command(flatten)]
     pub(crate) decode: DecodeArgs,
+
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
 }
 
 #[derive(Debug, Args)]
@@ -514,6 +576,12 @@ pub(crate) struct QuickstartArgs {
     /// Seed.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, bias) = text.split_once('=').ok_or("expected ID=X, e.g. 198=-5")?;
+    let id = id.trim().parse().map_err(|e| format!("`{id}` is no token number: {e}"))?;
+    Ok((id, bias.trim().parse().map_err(|e| format!("`{bias}`: {e}"))?))
 }
 
 fn parse_first_step(text: &str) -> Result<FirstStep, String> {

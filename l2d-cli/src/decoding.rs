@@ -3,14 +3,14 @@
 use std::fmt;
 
 use clap::ValueEnum;
-use l2d_infer::decode::{AdaptiveSteps, DecodeMode, DiffusionParams};
+use l2d_infer::decode::{AdaptiveSteps, BeamParams, DecodeMode, DiffusionParams, Stopping};
 use l2d_infer::ode::{AdaptiveParams, AdaptiveSolver, Solver};
 use l2d_infer::sampler::SamplingParams;
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise};
 use serde::{Serialize, Serializer};
 
-use crate::args::{DecodeArgs, DecodeKind, FirstStep, SolverKind, VelocityKind};
+use crate::args::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
 use crate::error::CliError;
 
 /// What is spent on a token.
@@ -139,6 +139,27 @@ impl DecodeArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect(),
         }
+    }
+}
+
+impl SearchArgs {
+    /// The beam search that was asked for.
+    pub(crate) fn beam(&self) -> Option<BeamParams> {
+        let usual = BeamParams::default();
+        self.beams.map(|hypotheses| BeamParams {
+            hypotheses,
+            length_exponent: self.length_exponent.unwrap_or(usual.length_exponent),
+            score_temperature: self.score_temperature.unwrap_or(usual.score_temperature),
+            stopping: match self.stopping {
+                None => usual.stopping,
+                Some(StoppingKind::First) => Stopping::First,
+                Some(StoppingKind::Likely) => Stopping::Likely,
+                Some(StoppingKind::Certain) => Stopping::Certain,
+            },
+        })
     }
 }

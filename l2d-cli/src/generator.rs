@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_eval::task::Turn;
 use l2d_eval::{BoxError, Completion, FinishReason, GenerateRequest, Generator};
-use l2d_infer::decode::{self, Decoder, Generation, GenerationParams, Hooks, Request};
+use l2d_infer::decode::{self, Beam, Decoder, Generation, GenerationParams, Hooks, Request, Search};
 use l2d_infer::sampler::SamplingParams;
 
 use crate::error::CliError;
@@ -19,6 +19,8 @@ pub(crate) struct ModelGenerator<'a, B: Backend> {
     /// The guidance class of every sequence.
     pub(crate) class: Option<usize>,
     pub(crate) sampling: SamplingParams,
+    /// In the place of sampling.
+    pub(crate) beam: Option<Beam>,
     pub(crate) cancel: &'a AtomicBool,
     /// Threads to decode a batch in, at most.
     pub(crate) threads: usize,
@@ -32,11 +34,21 @@ pub(crate) fn messages(turns: &[Turn]) -> Vec<Message> {
 /// Sequences a thread should have at least: below, the products are too thin to be worth a pass over the weights.
 const ROWS_PER_THREAD: usize = 16;
 
+/// The chosen hypothesis of a search, at the cost of all.
+fn chosen(search: Search) -> decode::Completion {
+    let Search { mut hypotheses, chosen, passes, .. } = search;
+    decode::Completion { passes, ..hypotheses.swap_remove(chosen).completion }
+}
+
 impl<B: Backend> ModelGenerator<'_, B> {
     /// Decodes a batch in as many threads as it feeds. A sequence's tokens depend on its own number alone, not on what it
     /// is decoded beside.
     fn decode(&self, prompts: &[Request], generation: &Generation) -> l2d_infer::Result<Vec<decode::Completion>> {
         let decode = |prompts: &[Request]| {
+            if let Some(beam) = &self.beam {
+                let found = self.decoder.search(prompts, generation, beam, Some(self.text), Some(self.cancel))?;
+                return Ok(found.into_iter().map(chosen).collect());
+            }
             let hooks = Hooks { text: Some(self.text), cancel: Some(self.cancel), ..Hooks::default() };
             self.decoder.generate(prompts, generation, hooks)
         };
@@ -70,7 +82,7 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
         let generation = GenerationParams {
             max_tokens: first.max_new_tokens,
             seed: first.seed,
-            sampling: self.sampling,
+            sampling: self.sampling.clone(),
             stop_tokens: self.text.stop_tokens.clone(),
             stop_strings: first.stop_strings.clone(),
         };

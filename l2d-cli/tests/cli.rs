@@ -131,6 +131,46 @@ fn an_adaptive_solver_takes_the_evaluations_it_needs() {
 }
 
 #[test]
+fn several_answers_log_probabilities_and_searches_come_as_json() {
+    let lines = |flags: &[&str]| -> Vec<serde_json::Value> {
+        let mut command = generate(&tiny());
+        let output = command.args(["--max-tokens", "4", "--json"]).args(flags).arg("3+4*2").assert().success();
+        let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let three = lines(&["-n", "3", "--temperature", "3"]);
+    assert_eq!(three.len(), 3);
+    assert_ne!(three[0]["tokens"], three[1]["tokens"], "each answer has its own random numbers");
+    assert_eq!(lines(&["--temperature", "3"])[0], three[0], "the first is the one there is without -n");
+    let likely = lines(&["--logprobs", "2", "--temperature", "0"]);
+    let first = &likely[0]["logprobs"][0];
+    assert_eq!((&first["id"], &first["logprob"]), (&first["top"][0]["id"], &first["top"][0]["logprob"]));
+    let found = lines(&["--beams", "3", "--length-exponent", "0"]);
+    assert_eq!(found[0]["hypotheses"].as_array().unwrap().len(), 3);
+    assert!(found[0]["hypotheses"][0]["score"].as_f64() >= found[0]["hypotheses"][1]["score"].as_f64());
+    let adapter = tiny().join("adapter.safetensors");
+    let adapter = adapter.to_str().unwrap();
+    let diffused = lines(&["--adapter", adapter, "--steps", "7", "--beams", "3"]);
+    assert!(diffused[0]["path_evaluations"].as_u64() >= Some(6));
+
+    let banned = likely[0]["tokens"][0].as_u64().unwrap();
+    let biased = lines(&["--temperature", "0", "--logit-bias", &format!("{banned}=-inf")]);
+    assert_ne!(biased[0]["tokens"][0].as_u64(), Some(banned));
+    for (flags, reason) in [
+        (&["--logprobs", "1", "--json", "--adapter", adapter][..], "no log-probability"),
+        (&["--logit-bias", "99999999=1"], "token of a logit bias"),
+        (&["--logit-bias", "x=1"], "no token number"),
+        (&["--beams", "0"], "hypotheses is 0"),
+        (&["--beams", "2", "--top-k", "5"], "top_k is 5"),
+        (&["--beams", "2", "--trace", "x"], "cannot be used with"),
+        (&["--presence-penalty", "nan"], "presence_penalty"),
+        (&["--length-exponent", "1"], "--beams"),
+    ] {
+        generate(&tiny()).args(flags).arg("3+4*2").assert().failure().stderr(contains(reason));
+    }
+}
+
+#[test]
 fn weights_may_be_kept_in_any_format() {
     let answer = |weights: &[&str]| {
         let mut command = generate(&tiny());

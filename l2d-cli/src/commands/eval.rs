@@ -39,6 +39,8 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         None => vec![1],
     };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
+    let beam = args.search.beam();
+    let checked_beam = beam.map(|beam| beam.check()).transpose()?;
     // Refuse a number of steps that cannot be met before hours of those that can.
     for &budget in &budgets {
         model.check(&args.decode.diffusion(budget))?;
@@ -77,12 +79,16 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
             if let Some(class) = &args.decode.class {
                 generation["class"] = json!(class);
             }
+            if let Some(beam) = &beam {
+                generation["beam"] = json!(beam);
+            }
             let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
             let mut generator = ModelGenerator {
                 decoder: model.decoder(params, args.decode.mode())?,
                 text: &text,
                 class,
                 sampling: args.decode.sampling(),
+                beam: checked_beam,
                 cancel: &cancel,
                 threads: backend.decode_threads(),
             };
@@ -176,10 +182,9 @@ fn sha256(bytes: &[u8]) -> String {
 
 fn series(args: &EvalArgs) -> String {
     let name = if args.model.adapter.is_some() { "L2D" } else { "base" };
-    match args.decode.solver.and_then(SolverKind::adaptive) {
-        Some(solver) => format!("{name}, {solver}"),
-        None => name.to_owned(),
-    }
+    let solver = args.decode.solver.and_then(SolverKind::adaptive).map(|solver| format!(", {solver}"));
+    let beams = args.search.beams.map(|beams| format!(", {beams} beams"));
+    format!("{name}{}{}", solver.unwrap_or_default(), beams.unwrap_or_default())
 }
 
 /// Evaluations a token: those of the budget, or those that an adaptive solver took on average.

@@ -240,6 +240,7 @@ impl<B: Backend> Session<'_, B> {
             class: None,
             text: &self.text,
             sampling,
+            beam: None,
             cancel: self.cancel,
             threads: self.threads,
         };
