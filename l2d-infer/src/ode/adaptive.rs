@@ -133,8 +133,8 @@ pub enum Failure {
     },
     /// Too many slopes.
     #[error(
-        "the adaptive solver spent {limit} evaluations and came to t = {t}: raise atol and rtol, end before t = 1, or \
-         allow more"
+        "the adaptive solver spent {limit} evaluations and came to t = {t}: raise atol and rtol, end before t = 1, take the \
+         expectation for the velocity (one token's jumps to another's), or allow more"
     )]
     TooMany {
         /// Which system.
