@@ -115,6 +115,58 @@ fn packed_blocks_lose_nothing() {
     assert_eq!(worst, 0.0);
 }
 
+/// How far rounded weights take the next-token distributions of a text, and what that does to its perplexity. Prints the
+/// table of docs/performance.md.
+#[test]
+fn rounded_weights_stay_near() {
+    let Some(checkpoint) = checkpoint() else { return };
+    let rows = include_str!("../../l2d-eval/tests/fixtures/openai__gsm8k/main/test.jsonl");
+    let text: String = rows
+        .lines()
+        .map(|row| serde_json::from_str::<serde_json::Value>(row).expect("a row"))
+        .map(|row| format!("{}\n{}\n\n", row["question"].as_str().unwrap(), row["answer"].as_str().unwrap()))
+        .collect();
+    let mut tokens = checkpoint.tokenizer.encode(&text, false).unwrap();
+    tokens.truncate(512);
+    let distributions = |format: WeightFormat| -> Vec<Vec<f64>> {
+        let lm = Lm::<TestBackend>::load(&checkpoint.config, &*checkpoint.tensors, &Default::default()).unwrap();
+        let lm = lm.packed(format);
+        let logits =
+            host_values(lm.logits(lm.forward(std::slice::from_ref(&tokens), &mut lm.new_cache(vec![0], tokens.len()))));
+        let log_softmax = |row: &[f32]| {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|x| f64::from(x - largest).exp()).sum();
+            row.iter().map(|x| f64::from(x - largest) - sum.ln()).collect()
+        };
+        logits.chunks_exact(lm.config.vocab_size).map(log_softmax).collect()
+    };
+    let perplexity = |rows: &[Vec<f64>]| {
+        let sum: f64 = rows.iter().zip(&tokens[1..]).map(|(row, &token)| row[token as usize]).sum();
+        (-sum / (tokens.len() - 1) as f64).exp()
+    };
+    let exact = distributions(WeightFormat::F32);
+    let reference = perplexity(&exact);
+    println!("| weights | KL from f32, nats a token | most likely token the same | perplexity |");
+    println!("| F32 | 0 | 100 % | {reference:.4} |");
+    for (format, bound) in
+        [(WeightFormat::Bf16, 1e-3), (WeightFormat::F16, 1e-5), (WeightFormat::Q8_0, 5e-3), (WeightFormat::Q4_1, 0.1)]
+    {
+        let rounded = distributions(format);
+        let kl: f64 = exact
+            .iter()
+            .zip(&rounded)
+            .map(|(p, q)| p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>())
+            .sum::<f64>()
+            / exact.len() as f64;
+        let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        let same = exact.iter().zip(&rounded).filter(|(p, q)| best(p) == best(q)).count();
+        let (percent, perplexity) = (100.0 * same as f64 / exact.len() as f64, perplexity(&rounded));
+        println!("| {format:?} | {kl:.2e} | {percent:.1} % | {perplexity:.4} |");
+        assert!(kl < bound, "{format:?}: {kl}");
+        assert!((perplexity / reference - 1.0).abs() < bound.sqrt(), "{format:?}: {perplexity} for {reference}");
+    }
+}
+
 fn logits_and_greedy_tokens(lm: Lm<TestBackend>) {
     let golden = Golden::load("smollm2_lm");
     for (i, case) in cases::<PromptCase>("smollm2_lm.json").into_iter().enumerate() {
