@@ -1,4 +1,8 @@
 //! Attention of a few query rows over one head of one paged sequence.
+//!
+//! A long context is computed in chunks, each with a softmax of its own, and these are merged in order: a model with few
+//! key/value heads then has work for all threads even where a single row is decoded. What a chunk is follows from the
+//! positions alone, so the bits of a result depend neither on the threads nor on the other rows.
 
 use std::ops::Range;
 
@@ -15,7 +19,82 @@ const WIDE: usize = 6;
 /// Vectors of a value that are summed side by side.
 const VALUE_VECTORS: usize = 4;
 
-/// The rows `rows` (of one sequence) with key/value head `head`. Writes its query heads' part of `out`.
+/// Pages of a chunk: 512 positions.
+const CHUNK: usize = 16;
+
+/// Chunks of the context of a row at `position`.
+pub(super) fn chunks(position: usize) -> usize {
+    (position / PAGE + 1).div_ceil(CHUNK)
+}
+
+/// What a chunk leaves for the merging: the largest score, the sum of the weights, and the weighted sum of the values.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    /// `[vectors, chunks, 2 + padded]`.
+    numbers: Shared<f32>,
+    chunks: usize,
+    /// `2 + padded`.
+    width: usize,
+}
+
+impl Parts {
+    /// Numbers for that many query vectors.
+    pub(super) fn len(vectors: usize, chunks: usize, padded: usize) -> usize {
+        vectors * chunks * (2 + padded)
+    }
+
+    pub(super) fn new(numbers: Shared<f32>, chunks: usize, padded: usize) -> Self {
+        Self { numbers, chunks, width: 2 + padded }
+    }
+
+    /// Where the numbers of a vector and a chunk lie.
+    fn at(self, vector: usize, chunk: usize) -> *mut f32 {
+        // SAFETY: within the allocation, by `len`.
+        unsafe { self.numbers.get().add((vector * self.chunks + chunk) * self.width) }
+    }
+}
+
+/// Merges the chunks of one query vector that sees the positions up to `position` into `out`.
+pub(super) fn merge(parts: Parts, vector: usize, position: usize, out: &mut [f32]) {
+    dispatch(&Merge { parts, vector, chunks: chunks(position), out: Shared::new(out), count: out.len() });
+}
+
+struct Merge {
+    parts: Parts,
+    vector: usize,
+    chunks: usize,
+    out: Shared<f32>,
+    count: usize,
+}
+
+impl Kernel for Merge {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: every chunk that the vector sees was written; `out` holds `count` numbers.
+        unsafe {
+            let mut largest = f32::NEG_INFINITY;
+            for chunk in 0..self.chunks {
+                largest = largest.max(*self.parts.at(self.vector, chunk));
+            }
+            let out = std::slice::from_raw_parts_mut(self.out.get(), self.count);
+            let mut total = 0f32;
+            for chunk in 0..self.chunks {
+                let part = self.parts.at(self.vector, chunk);
+                let mut factor = [0f32; LANES];
+                exp(L::splat(*part - largest)).store(factor.as_mut_ptr());
+                total += factor[0] * *part.add(1);
+                let sums = std::slice::from_raw_parts(part.add(2), self.count);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out += factor[0] * sum;
+                }
+            }
+            out.iter_mut().for_each(|out| *out /= total);
+        }
+    }
+}
+
+/// The rows `rows` (of one sequence) with key/value head `head`. Writes its query heads' part of `out`, or where there are
+/// `parts` what chunk `chunk` leaves there.
 pub(super) fn attend_run(
     sequences: &[PagedSequence],
     layer: usize,
@@ -25,6 +104,7 @@ pub(super) fn attend_run(
     queries: &[f32],
     width: usize,
     out: Shared<f32>,
+    parts: Option<(Parts, usize)>,
 ) {
     let sequence = &sequences[places[rows.start].sequence];
     let shape = sequence.shape();
@@ -39,7 +119,7 @@ pub(super) fn attend_run(
         .iter()
         .flat_map(|query| queries[query.at..query.at + shape.head_dim].iter().map(|x| x * scale))
         .collect();
-    dispatch(&Attention { sequence, layer, head, vectors: &vectors, scaled: &scaled, out });
+    dispatch(&Attention { sequence, layer, head, vectors: &vectors, scaled: &scaled, out, parts });
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +138,8 @@ struct Attention<'a> {
     /// The vectors, scaled, one after the other.
     scaled: &'a [f32],
     out: Shared<f32>,
+    /// Where a chunk goes, and its number.
+    parts: Option<(Parts, usize)>,
 }
 
 impl Kernel for Attention<'_> {
@@ -65,7 +147,14 @@ impl Kernel for Attention<'_> {
     unsafe fn run<L: Lanes>(&self) {
         let visible = self.vectors.iter().map(|query| query.visible).max().unwrap_or(0);
         let pages = visible.div_ceil(PAGE);
-        let mut weights = vec![0f32; WIDE.min(self.vectors.len()) * pages * PAGE];
+        let pages = match self.parts {
+            None => 0..pages,
+            Some((_, chunk)) => (chunk * CHUNK).min(pages)..((chunk + 1) * CHUNK).min(pages),
+        };
+        if pages.is_empty() {
+            return;
+        }
+        let mut weights = vec![0f32; WIDE.min(self.vectors.len()) * pages.len() * PAGE];
         let at_once = WIDE.min(L::MAX_ROWS);
         let mut first = 0;
         while first < self.vectors.len() {
@@ -73,12 +162,12 @@ impl Kernel for Attention<'_> {
             // SAFETY: the caller's; `first + count` vectors exist.
             unsafe {
                 match count {
-                    1 => self.tile::<L, 1>(first, pages, &mut weights),
-                    2 => self.tile::<L, 2>(first, pages, &mut weights),
-                    3 => self.tile::<L, 3>(first, pages, &mut weights),
-                    4 => self.tile::<L, 4>(first, pages, &mut weights),
-                    5 => self.tile::<L, 5>(first, pages, &mut weights),
-                    _ => self.tile::<L, 6>(first, pages, &mut weights),
+                    1 => self.tile::<L, 1>(first, &pages, &mut weights),
+                    2 => self.tile::<L, 2>(first, &pages, &mut weights),
+                    3 => self.tile::<L, 3>(first, &pages, &mut weights),
+                    4 => self.tile::<L, 4>(first, &pages, &mut weights),
+                    5 => self.tile::<L, 5>(first, &pages, &mut weights),
+                    _ => self.tile::<L, 6>(first, &pages, &mut weights),
                 }
             }
             first += count;
@@ -88,14 +177,14 @@ impl Kernel for Attention<'_> {
 
 impl Attention<'_> {
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const Q: usize>(&self, first: usize, pages: usize, weights: &mut [f32]) {
+    unsafe fn tile<L: Lanes, const Q: usize>(&self, first: usize, pages: &Range<usize>, weights: &mut [f32]) {
         let shape = self.sequence.shape();
-        let (dim, slots) = (shape.head_dim, pages * PAGE);
+        let (dim, slots) = (shape.head_dim, pages.len() * PAGE);
         let weights = weights.as_mut_ptr();
         // SAFETY: `weights` holds Q rows of `slots`; pages hold what their shape says; `Q <= count` vectors from `first`.
         unsafe {
             let queries = self.scaled.as_ptr().add(first * dim);
-            for page in 0..pages {
+            for page in pages.clone() {
                 let (keys, _) = self.sequence.head(page, self.layer, self.head);
                 let mut scores = [[L::splat(0.0); 2]; Q];
                 for i in 0..dim {
@@ -108,7 +197,7 @@ impl Attention<'_> {
                     }
                 }
                 for (q, score) in scores.into_iter().enumerate() {
-                    let to = weights.add(q * slots + page * PAGE);
+                    let to = weights.add(q * slots + (page - pages.start) * PAGE);
                     score[0].store(to);
                     score[1].store(to.add(LANES));
                 }
@@ -116,7 +205,13 @@ impl Attention<'_> {
             let mut totals = [0f32; Q];
             for (q, total) in totals.iter_mut().enumerate() {
                 let row = std::slice::from_raw_parts_mut(weights.add(q * slots), slots);
-                *total = softmax_weights::<L>(row, self.vectors[first + q].visible);
+                let visible = self.vectors[first + q].visible.saturating_sub(pages.start * PAGE).min(slots);
+                let (largest, sum) = softmax_weights::<L>(row, visible);
+                *total = sum;
+                if let Some((parts, chunk)) = self.parts {
+                    let part = parts.at(self.vectors[first + q].at / dim, chunk);
+                    (*part, *part.add(1)) = (largest, sum);
+                }
             }
             for part in (0..shape.padded() / LANES).step_by(VALUE_VECTORS) {
                 if part + VALUE_VECTORS <= shape.padded() / LANES {
@@ -135,17 +230,17 @@ impl Attention<'_> {
     unsafe fn mix<L: Lanes, const Q: usize, const V: usize>(
         &self,
         first: usize,
-        pages: usize,
+        pages: &Range<usize>,
         part: usize,
         weights: *const f32,
         totals: &[f32; Q],
     ) {
         let shape = self.sequence.shape();
-        let slots = pages * PAGE;
+        let slots = pages.len() * PAGE;
         // SAFETY: as in `tile`.
         unsafe {
             let mut sums = [[L::splat(0.0); V]; Q];
-            for page in 0..pages {
+            for page in pages.clone() {
                 let (_, values) = self.sequence.head(page, self.layer, self.head);
                 for slot in 0..PAGE {
                     let from = values.add(slot * shape.padded() + part * LANES);
@@ -154,7 +249,7 @@ impl Attention<'_> {
                         *value = L::load(from.add(v * LANES));
                     }
                     for (q, sums) in sums.iter_mut().enumerate() {
-                        let weight = L::splat(*weights.add(q * slots + page * PAGE + slot));
+                        let weight = L::splat(*weights.add(q * slots + (page - pages.start) * PAGE + slot));
                         for (sum, value) in sums.iter_mut().zip(value) {
                             *sum = weight.fma(value, *sum);
                         }
@@ -162,6 +257,13 @@ impl Attention<'_> {
                 }
             }
             for (q, sums) in sums.into_iter().enumerate() {
+                if let Some((parts, chunk)) = self.parts {
+                    let to = parts.at(self.vectors[first + q].at / shape.head_dim, chunk).add(2 + part * LANES);
+                    for (v, sum) in sums.into_iter().enumerate() {
+                        sum.store(to.add(v * LANES));
+                    }
+                    continue;
+                }
                 let total = L::splat(totals[q]);
                 for (v, sum) in sums.into_iter().enumerate() {
                     let mut numbers = [0f32; LANES];
@@ -176,9 +278,9 @@ impl Attention<'_> {
     }
 }
 
-/// Turns scores into `exp(score - largest)`, zero from `visible` on, and returns their sum.
+/// Turns scores into `exp(score - largest)`, zero from `visible` on, and returns the largest and the sum.
 #[inline(always)]
-unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> f32 {
+unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> (f32, f32) {
     let largest = scores[..visible].iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     // NaN passes through `exp` unseen (its clamp drops it): bring it back at the end.
     let poisoned = scores[..visible].iter().any(|score| score.is_nan());
@@ -195,7 +297,7 @@ unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> f32 {
         }
         sum(total)
     };
-    if poisoned { f32::NAN } else { total }
+    (largest, if poisoned { f32::NAN } else { total })
 }
 
 #[cfg(test)]
@@ -274,6 +376,33 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn a_long_context_is_merged_from_chunks() {
+        let shape = PageShape { layers: 1, heads: 2, head_dim: 20 };
+        let (sequence, keys, values) = filled(shape, 1400, 1);
+        let sequences = [sequence];
+        let places: Vec<Place> =
+            [1399, 5, 511, 512, 1023, 1024].map(|position| Place { sequence: 0, position }).to_vec();
+        let row = 2 * 20 * 2;
+        let queries: Vec<f32> = numbers(places.len() * row, 11).iter().map(|x| x * 4.0).collect();
+        let mut first: Option<Vec<f32>> = None;
+        for_each_instruction_set(|set| {
+            let together = attend(&sequences, 0, &places, &queries);
+            assert_eq!(first.get_or_insert_with(|| together.clone()), &together, "{set:?}");
+            for (i, &place) in places.iter().enumerate() {
+                // Alone, a short one is computed in one piece.
+                let alone = attend(&sequences, 0, &[place], &queries[i * row..(i + 1) * row]);
+                assert_eq!(alone, together[i * row..(i + 1) * row], "{set:?} {place:?}");
+                for head in 0..4 {
+                    let query = &queries[i * row + head * 20..][..20];
+                    let expected = reference(query, &keys, &values, 40, head / 2, place.position + 1);
+                    let close = expected.iter().zip(&alone[head * 20..]).all(|(a, &b)| (a - f64::from(b)).abs() < 1e-5);
+                    assert!(close, "{set:?} {place:?} {head}");
+                }
+            }
+        });
     }
 
     #[test]

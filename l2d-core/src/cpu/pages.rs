@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::attention::{self, Parts};
 use super::lanes::LANES;
 use super::packed::{COLUMNS, Line};
 use super::threads::{self, Shared};
@@ -175,16 +176,37 @@ pub fn attend(sequences: &[PagedSequence], layer: usize, places: &[Place], queri
         let pages = sequences[place.sequence].pages.len();
         assert!(place.position < pages * PAGE, "position {} was never computed", place.position);
         match runs.last_mut() {
-            Some(run) if places[run.start].sequence == place.sequence && run.len() < super::attention::RUN => {
+            Some(run) if places[run.start].sequence == place.sequence && run.len() < attention::RUN => {
                 run.end = row + 1;
             }
             _ => runs.push(row..row + 1),
         }
     }
+    let chunks = places.iter().map(|place| attention::chunks(place.position)).max().unwrap_or(1);
     let out = Shared::new(&mut mixed);
-    threads::run(runs.len() * shape.heads, |piece| {
-        let rows = runs[piece / shape.heads].clone();
-        super::attention::attend_run(sequences, layer, piece % shape.heads, places, rows, queries, width, out);
+    if chunks == 1 {
+        threads::run(runs.len() * shape.heads, |piece| {
+            let rows = runs[piece / shape.heads].clone();
+            attention::attend_run(sequences, layer, piece % shape.heads, places, rows, queries, width, out, None);
+        });
+        return mixed;
+    }
+    let vectors = queries.len() / shape.head_dim;
+    let mut numbers = vec![0f32; Parts::len(vectors, chunks, shape.padded())];
+    let parts = Parts::new(Shared::new(&mut numbers), chunks, shape.padded());
+    threads::run(runs.len() * shape.heads * chunks, |piece| {
+        let (run, head, chunk) = (piece / (shape.heads * chunks), piece / chunks % shape.heads, piece % chunks);
+        let rows = runs[run].clone();
+        attention::attend_run(sequences, layer, head, places, rows, queries, width, out, Some((parts, chunk)));
+    });
+    let heads = width / shape.head_dim;
+    threads::run(places.len(), |row| {
+        for vector in row * heads..(row + 1) * heads {
+            // SAFETY: every vector has its own part of the result.
+            let mixed =
+                unsafe { std::slice::from_raw_parts_mut(out.get().add(vector * shape.head_dim), shape.head_dim) };
+            attention::merge(parts, vector, places[row].position, mixed);
+        }
     });
     mixed
 }
