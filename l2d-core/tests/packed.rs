@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use l2d_core::L2d;
+use l2d_core::checkpoint::BaseFingerprint;
 use l2d_core::cpu::WeightFormat;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{KvCache, Lm, host_values};
@@ -186,5 +187,24 @@ fn coarser_formats_stay_near() {
         let squares: f32 = found.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum();
         let error = (squares / exact.len() as f32).sqrt() / spread;
         assert!(error > 0.0 && error < tolerance, "{format}: {error}");
+    }
+}
+
+/// An adapter remembers its base by a hash of weights, and packed zeros have no sign.
+#[test]
+fn packing_leaves_the_fingerprint_alone() {
+    for folder in BASE_FOLDERS {
+        let mut lm = model(folder, VARIANTS[0]).lm;
+        let [inputs, outputs] = lm.blocks[0].query.shape();
+        let mut row = 0;
+        let signed = |value: f32| {
+            row += 1;
+            if row % 3 == 0 { -0.0 } else { value }
+        };
+        let values: Vec<f32> = host_values(lm.blocks[0].query.dense()).into_iter().map(signed).collect();
+        let weight = Tensor::from_data(burn::tensor::TensorData::new(values, [inputs, outputs]), &Default::default());
+        lm.blocks[0].query.weight = burn::module::Param::from_tensor(weight);
+        let dense = BaseFingerprint::of(&lm);
+        assert_eq!(BaseFingerprint::of(&lm.packed(WeightFormat::F32)), dense, "{folder}");
     }
 }

@@ -42,7 +42,8 @@ impl BaseFingerprint {
         let mut hash = Sha256::new();
         let mut add = |values: Vec<f32>| {
             for value in values {
-                hash.update(value.to_le_bytes());
+                // Negative zero counts as zero: packed blocks do not keep its sign.
+                hash.update((value + 0.0).to_le_bytes());
             }
         };
         const SAMPLED: usize = 16;

@@ -240,8 +240,12 @@ impl Attention<'_> {
         // SAFETY: as in `tile`.
         unsafe {
             let mut sums = [[L::splat(0.0); V]; Q];
+            let tile = &self.vectors[first..first + Q];
+            let least = tile.iter().map(|query| query.visible).min().unwrap_or(0);
             for page in pages.clone() {
                 let (_, values) = self.sequence.head(page, self.layer, self.head);
+                // Here some vector does not see some slot. What is not seen is not multiplied: it may be no number.
+                let edge = (page + 1) * PAGE > least;
                 for slot in 0..PAGE {
                     let from = values.add(slot * shape.padded() + part * LANES);
                     let mut value = [L::splat(0.0); V];
@@ -249,7 +253,11 @@ impl Attention<'_> {
                         *value = L::load(from.add(v * LANES));
                     }
                     for (q, sums) in sums.iter_mut().enumerate() {
-                        let weight = L::splat(*weights.add(q * slots + (page - pages.start) * PAGE + slot));
+                        let weight = *weights.add(q * slots + (page - pages.start) * PAGE + slot);
+                        if edge && weight == 0.0 {
+                            continue;
+                        }
+                        let weight = L::splat(weight);
                         for (sum, value) in sums.iter_mut().zip(value) {
                             *sum = weight.fma(value, *sum);
                         }
@@ -297,7 +305,8 @@ unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> (f32,
         }
         sum(total)
     };
-    (largest, if poisoned { f32::NAN } else { total })
+    // So does an infinite score: the difference to itself is NaN.
+    (largest, if poisoned || !largest.is_finite() { f32::NAN } else { total })
 }
 
 #[cfg(test)]
@@ -437,5 +446,17 @@ mod tests {
         let at = |position| attend(std::slice::from_ref(&sequence), 0, &[Place { sequence: 0, position }], &query);
         assert!(at(2).iter().all(|x| x.is_finite()));
         assert!(at(3).iter().all(|x| x.is_nan()));
+        for (key, value) in [(1.0, f32::NAN), (1.0, f32::INFINITY), (f32::INFINITY, 1.0)] {
+            let (mut sequence, ..) = filled(shape, 3, 1);
+            sequence.reserve(1);
+            sequence.write(0, &[key; 16], &[value; 16]);
+            sequence.advance(1);
+            let places = [2, 3].map(|position| Place { sequence: 0, position });
+            let queries = [1.0; 32];
+            let found = attend(std::slice::from_ref(&sequence), 0, &places, &queries);
+            let (before, after) = found.split_at(16);
+            assert!(before.iter().all(|x| x.is_finite()), "what is not seen does not matter: {key} {value}");
+            assert!(after.iter().all(|x| !x.is_finite()), "{key} {value}");
+        }
     }
 }

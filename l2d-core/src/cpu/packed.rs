@@ -109,13 +109,21 @@ pub enum Blocks {
 impl PackedMatrix {
     /// Packs weights given row by row for each output (`[outputs, inputs]`, a checkpoint's layout). Formats of fewer bits
     /// round; a quantised format takes numbers of inputs divisible by 32, and others are kept in F16 instead.
+    ///
+    /// # Panics
+    /// Unless there are `outputs * inputs` values.
     pub fn from_rows(values: &[f32], outputs: usize, inputs: usize, format: WeightFormat) -> Self {
+        assert_eq!(Some(values.len()), outputs.checked_mul(inputs), "as many values as the sizes say");
         Self::pack(|output, input| values[output * inputs + input], outputs, inputs, format)
     }
 
     /// Packs weights given column by column (`[inputs, outputs]`, this crate's dense layout); otherwise as
     /// [`PackedMatrix::from_rows`].
+    ///
+    /// # Panics
+    /// Unless there are `inputs * outputs` values.
     pub fn from_columns(values: &[f32], inputs: usize, outputs: usize, format: WeightFormat) -> Self {
+        assert_eq!(Some(values.len()), outputs.checked_mul(inputs), "as many values as the sizes say");
         Self::pack(|output, input| values[input * outputs + output], outputs, inputs, format)
     }
 
@@ -187,7 +195,8 @@ impl PackedMatrix {
             Blocks::Q8_0(bytes) => (bytes, 34, WeightFormat::Q8_0),
         };
         let per_row = inputs / BLOCK;
-        assert!(inputs.is_multiple_of(BLOCK) && bytes.len() == outputs * per_row * size, "rows of whole blocks");
+        let whole = outputs.checked_mul(per_row).and_then(|blocks| blocks.checked_mul(size));
+        assert!(inputs.is_multiple_of(BLOCK) && Some(bytes.len()) == whole, "rows of whole blocks");
         let stored = |output: usize, block: usize| {
             (output < outputs).then(|| &bytes[(output * per_row + block) * size..][..size])
         };

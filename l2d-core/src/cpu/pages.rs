@@ -166,6 +166,8 @@ pub struct Place {
 pub fn attend(sequences: &[PagedSequence], layer: usize, places: &[Place], queries: &[f32]) -> Vec<f32> {
     let Some(shape) = sequences.first().map(PagedSequence::shape) else { return Vec::new() };
     let width = queries.len() / places.len().max(1);
+    assert!(sequences.iter().all(|sequence| sequence.shape() == shape), "sequences of one model");
+    assert!(queries.len() == places.len() * width && width.is_multiple_of(shape.heads * shape.head_dim), "whole rows");
     let mut mixed = vec![0f32; queries.len()];
     if mixed.is_empty() {
         return mixed;

@@ -5,7 +5,7 @@
 //! whatever pieces no helper has come for.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long a helper looks for more work before it sleeps: longer than the pauses within a forward pass, short beside the
@@ -61,7 +61,13 @@ pub(super) fn count() -> usize {
 /// the machine already.
 pub(super) fn run(pieces: usize, work: impl Fn(usize) + Sync) {
     let team = team();
-    let leader = (pieces > 1 && team.helpers > 0).then(|| team.leader.try_lock().ok()).flatten();
+    let lead = || match team.leader.try_lock() {
+        Ok(leader) => Some(leader),
+        // A piece of an earlier leader panicked; the job was shut behind it, and the team is as good as before.
+        Err(TryLockError::Poisoned(leader)) => Some(leader.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    };
+    let leader = (pieces > 1 && team.helpers > 0).then(lead).flatten();
     match leader {
         Some(_leader) => team.lead(pieces, &work),
         None => (0..pieces).for_each(work),
