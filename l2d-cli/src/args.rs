@@ -98,12 +98,26 @@ pub(crate) struct ModelArgs {
     /// Number format of the base's weights in memory, on the CPU [default: stored].
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) weights: Option<WeightsKind>,
+
+    /// Number format of cached keys and values, on the CPU: f16 reads half the bytes of a long context, and rounds
+    /// [default: f32].
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) kv_cache: Option<CacheKind>,
+}
+
+/// Number formats of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheKind {
+    /// 32 bits a number, nothing rounded.
+    F32,
+    /// 16 bits a number, half precision.
+    F16,
 }
 
 /// Number formats of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsKind {
-    /// As the file stores them, nothing rounded: 16-bit floats, Q4_0, Q4_1 and Q8_0 blocks, anything else as f32.
+    /// As the file stores them, nothing rounded: 16-bit floats and GGUF's blocks (Q4_0 to Q8_0, Q4_K to Q6_K) as they are.
     Stored,
     /// 32 bits a weight.
     F32,

@@ -9,12 +9,12 @@ use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
-use l2d_core::cpu::WeightFormat;
+use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
 
-use crate::args::{DecodeArgs, ModelArgs, WeightsKind};
+use crate::args::{CacheKind, DecodeArgs, ModelArgs, WeightsKind};
 use crate::backend::BackendKind;
 use crate::error::CliError;
 
@@ -109,6 +109,13 @@ impl<B: Backend> Model<B> {
                     backend.name()
                 )));
             }
+            if let Some(cache) = args.kv_cache {
+                return Err(CliError::Usage(format!(
+                    "--kv-cache {} is for the CPU backends; on {} keys and values are f32",
+                    cache.format().name(),
+                    backend.name()
+                )));
+            }
             let (lm, text) = load_base::<B>(&args.model, device)?;
             return Ok((Self::join(args, lm)?, text));
         }
@@ -124,11 +131,11 @@ impl<B: Backend> Model<B> {
             WeightsKind::Q4_1 => Some(WeightFormat::Q4_1),
         };
         let Some(format) = format else {
-            let lm = Lm::load_packed(config, tensors, device)?.no_grad();
+            let lm = Lm::load_packed(config, tensors, device)?.no_grad().with_cache_format(args.cache_format());
             return Ok((Self::join(args, lm)?.packed(WeightFormat::F32), text));
         };
         // The adapter belongs to the weights before they are rounded.
-        let lm = Lm::load(config, tensors, device)?.no_grad();
+        let lm = Lm::load(config, tensors, device)?.no_grad().with_cache_format(args.cache_format());
         Ok((Self::join(args, lm)?.packed(format), text))
     }
 
@@ -201,6 +208,22 @@ impl<B: Backend> Model<B> {
         match self {
             Self::Plain(_) => 1,
             Self::Joined(_) => 15,
+        }
+    }
+}
+
+impl ModelArgs {
+    /// How keys and values are cached.
+    pub(crate) fn cache_format(&self) -> CacheFormat {
+        self.kv_cache.map_or(CacheFormat::default(), CacheKind::format)
+    }
+}
+
+impl CacheKind {
+    fn format(self) -> CacheFormat {
+        match self {
+            Self::F32 => CacheFormat::F32,
+            Self::F16 => CacheFormat::F16,
         }
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use l2d_core::L2d;
 use l2d_core::checkpoint::BaseFingerprint;
-use l2d_core::cpu::WeightFormat;
+use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{KvCache, Lm, host_values};
 use l2d_core::parameters::replace_parameters;
@@ -94,8 +94,10 @@ fn a_packed_model_computes_what_the_dense_one_does() {
 
 #[test]
 fn a_row_is_the_same_bits_in_any_batch_any_chunks_and_any_fork() {
-    for folder in BASE_FOLDERS {
-        let model = model(folder, VARIANTS[0]).packed(WeightFormat::F32);
+    let cases = BASE_FOLDERS.into_iter().flat_map(|folder| [(folder, CacheFormat::F32), (folder, CacheFormat::F16)]);
+    for (folder, cache_format) in cases {
+        let mut model = model(folder, VARIANTS[0]).packed(WeightFormat::F32);
+        model.lm = model.lm.with_cache_format(cache_format);
         let lm = &model.lm;
         let texts = [tokens(lm, 41, 1), tokens(lm, 3, 2), tokens(lm, 70, 3), tokens(lm, 41, 4)];
         let last = |text: &Vec<u32>| vec![text.len() - 1];
@@ -188,6 +190,10 @@ fn coarser_formats_stay_near() {
         let error = (squares / exact.len() as f32).sqrt() / spread;
         assert!(error > 0.0 && error < tolerance, "{format}: {error}");
     }
+    let whole = model(BASE_FOLDERS[0], VARIANTS[0]).lm.packed(WeightFormat::F32);
+    let found = run(&whole.with_cache_format(CacheFormat::F16));
+    let worst = found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(worst / spread > 1e-6 && worst / spread < 2e-3, "f16 cache: {}", worst / spread);
 }
 
 /// An adapter remembers its base by a hash of weights, and packed zeros have no sign.

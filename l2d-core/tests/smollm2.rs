@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use l2d_core::checkpoint::{Checkpoint, TensorSource};
 use l2d_core::config::Family;
-use l2d_core::cpu::WeightFormat;
+use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::text::{Ending, Message};
 use l2d_testkit::{Golden, TestBackend};
@@ -115,7 +115,7 @@ fn packed_blocks_lose_nothing() {
     assert_eq!(worst, 0.0);
 }
 
-/// How far rounded weights take the next-token distributions of a text, and what that does to its perplexity. Prints the
+/// How far rounded weights, and rounded keys and values, take the next-token distributions of a text, and what that does to its perplexity. Prints the
 /// table of docs/performance.md.
 #[test]
 fn rounded_weights_stay_near() {
@@ -128,9 +128,9 @@ fn rounded_weights_stay_near() {
         .collect();
     let mut tokens = checkpoint.tokenizer.encode(&text, false).unwrap();
     tokens.truncate(512);
-    let distributions = |format: WeightFormat| -> Vec<Vec<f64>> {
+    let distributions = |format: WeightFormat, cache: CacheFormat| -> Vec<Vec<f64>> {
         let lm = Lm::<TestBackend>::load(&checkpoint.config, &*checkpoint.tensors, &Default::default()).unwrap();
-        let lm = lm.packed(format);
+        let lm = lm.packed(format).with_cache_format(cache);
         let logits =
             host_values(lm.logits(lm.forward(std::slice::from_ref(&tokens), &mut lm.new_cache(vec![0], tokens.len()))));
         let log_softmax = |row: &[f32]| {
@@ -144,14 +144,18 @@ fn rounded_weights_stay_near() {
         let sum: f64 = rows.iter().zip(&tokens[1..]).map(|(row, &token)| row[token as usize]).sum();
         (-sum / (tokens.len() - 1) as f64).exp()
     };
-    let exact = distributions(WeightFormat::F32);
+    let exact = distributions(WeightFormat::F32, CacheFormat::F32);
     let reference = perplexity(&exact);
-    println!("| weights | KL from f32, nats a token | most likely token the same | perplexity |");
-    println!("| F32 | 0 | 100 % | {reference:.4} |");
-    for (format, bound) in
-        [(WeightFormat::Bf16, 1e-3), (WeightFormat::F16, 1e-5), (WeightFormat::Q8_0, 5e-3), (WeightFormat::Q4_1, 0.1)]
-    {
-        let rounded = distributions(format);
+    println!("| weights | keys and values | KL from f32, nats a token | most likely token the same | perplexity |");
+    println!("| f32 | f32 | 0 | 100 % | {reference:.4} |");
+    for (format, cache, bound) in [
+        (WeightFormat::F32, CacheFormat::F16, 1e-5),
+        (WeightFormat::Bf16, CacheFormat::F32, 1e-3),
+        (WeightFormat::F16, CacheFormat::F32, 1e-5),
+        (WeightFormat::Q8_0, CacheFormat::F32, 5e-3),
+        (WeightFormat::Q4_1, CacheFormat::F32, 0.1),
+    ] {
+        let rounded = distributions(format, cache);
         let kl: f64 = exact
             .iter()
             .zip(&rounded)
@@ -161,7 +165,7 @@ fn rounded_weights_stay_near() {
         let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
         let same = exact.iter().zip(&rounded).filter(|(p, q)| best(p) == best(q)).count();
         let (percent, perplexity) = (100.0 * same as f64 / exact.len() as f64, perplexity(&rounded));
-        println!("| {format:?} | {kl:.2e} | {percent:.1} % | {perplexity:.4} |");
+        println!("| {format} | {} | {kl:.2e} | {percent:.1} % | {perplexity:.4} |", cache.name());
         assert!(kl < bound, "{format:?}: {kl}");
         assert!((perplexity / reference - 1.0).abs() < bound.sqrt(), "{format:?}: {perplexity} for {reference}");
     }

@@ -44,6 +44,8 @@ struct Report {
     model: String,
     adapter: Option<String>,
     weights: String,
+    /// Number format of cached keys and values.
+    kv_cache: &'static str,
     decode: &'static str,
     /// Bytes a second that all threads read together from a buffer larger than any cache.
     memory_bandwidth: f64,
@@ -160,6 +162,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
         model: args.model.model.display().to_string(),
         adapter: args.model.adapter.as_ref().map(|path| path.display().to_string()),
         weights: args.model.weights.map_or("stored".into(), |weights| weights.name()),
+        kv_cache: args.model.cache_format().name(),
         decode: args.decode.mode_name(),
         memory_bandwidth,
         weight_bytes,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter, write_atomically};
+use l2d_core::cpu::CacheFormat;
 use l2d_eval::plot::AccuracyPlot;
 use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::{read_file, read_split};
@@ -75,7 +76,10 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
                 "diffusion": params,
                 "sampling": args.decode.sampling(),
             });
-            // Named only where there is one: a run without guidance goes on with the journal it has.
+            // Named only where it is not the default: a run without it goes on with the journal it has.
+            if args.model.cache_format() != CacheFormat::default() {
+                generation["kv_cache"] = json!(args.model.cache_format().name());
+            }
             if let Some(class) = &args.decode.class {
                 generation["class"] = json!(class);
             }

@@ -40,6 +40,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_i8(from: *const i8) -> Self;
     /// The low and the high halves of 16 bytes, as numbers from 0 to 15.
     unsafe fn load_nibbles(from: *const u8) -> (Self, Self);
+    /// `term` added in those lanes whose bit is set, the first lane's the lowest.
+    unsafe fn add_where(self, bits: u16, term: f32) -> Self;
 }
 
 /// `e^x`, within 2 units in the last place for x in [-87, 88]; beyond, the value at the nearer end.
@@ -172,6 +174,10 @@ unsafe impl Lanes for Portable {
         let byte = |lane: usize| unsafe { from.add(lane).read() };
         (Self::make(|lane| f32::from(byte(lane) & 15)), Self::make(|lane| f32::from(byte(lane) >> 4)))
     }
+    #[inline(always)]
+    unsafe fn add_where(self, bits: u16, term: f32) -> Self {
+        Self::make(|lane| if bits >> lane & 1 == 1 { self.0[lane] + term } else { self.0[lane] })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -269,10 +275,18 @@ mod x86 {
             // SAFETY: as above.
             unsafe {
                 let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-                let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+                // A table in place of a mask and a conversion: it looks at the low four bits alone.
+                let numbers = _mm512_setr_ps(
+                    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+                );
                 let high = _mm512_srli_epi32::<4>(bytes);
-                (Self(_mm512_cvtepi32_ps(low)), Self(_mm512_cvtepi32_ps(high)))
+                (Self(_mm512_permutexvar_ps(bytes, numbers)), Self(_mm512_permutexvar_ps(high, numbers)))
             }
+        }
+        #[inline(always)]
+        unsafe fn add_where(self, bits: u16, term: f32) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_mask_add_ps(self.0, bits, self.0, _mm512_set1_ps(term))) }
         }
     }
 
@@ -395,6 +409,23 @@ mod x86 {
                 let low = _mm256_set1_epi32(15);
                 let lows = Self::from_bytes(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
                 (lows, Self::from_bytes(_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_where(self, bits: u16, term: f32) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let bits = _mm256_set1_epi32(i32::from(bits));
+                let term = _mm256_set1_ps(term);
+                let added = |x: __m256, lanes: __m256i| {
+                    let set = _mm256_cmpeq_epi32(_mm256_and_si256(bits, lanes), lanes);
+                    _mm256_add_ps(x, _mm256_and_ps(_mm256_castsi256_ps(set), term))
+                };
+                let (low, high) = (
+                    _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128),
+                    _mm256_setr_epi32(1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15),
+                );
+                Self(added(self.0, low), added(self.1, high))
             }
         }
     }

@@ -13,6 +13,7 @@
 //! model on a GPU has no packed weights and never comes here.
 
 mod attention;
+mod blocks;
 mod elementwise;
 mod lanes;
 mod packed;
@@ -20,10 +21,11 @@ mod pages;
 mod product;
 mod threads;
 
+pub use blocks::{BlockKind, Blocks};
 pub use elementwise::softmax_weights;
 pub(crate) use elementwise::{gated, normalised, rotated};
-pub use packed::{Blocks, LowRank, PackedMatrix, WeightFormat};
-pub use pages::{PageShape, PagedSequence, Place, attend};
+pub use packed::{LowRank, PackedFormat, PackedMatrix, WeightFormat};
+pub use pages::{CacheFormat, PageShape, PagedSequence, Place, attend};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::blocks::{Blocks, SUPER, bits_bytes, put_bits, put_half, put_q8};
 use super::product;
 use super::threads::{self, Shared};
 
@@ -47,16 +48,6 @@ impl WeightFormat {
     pub fn is_quantised(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4_1)
     }
-
-    /// Bytes of a panel for `inputs` inputs; a multiple of 64.
-    pub(super) fn panel_bytes(self, inputs: usize) -> usize {
-        match self {
-            Self::F32 => inputs * COLUMNS * 4,
-            Self::Bf16 | Self::F16 => inputs * COLUMNS * 2,
-            Self::Q8_0 => inputs / BLOCK * Q8_BLOCK_BYTES,
-            Self::Q4_1 => inputs / BLOCK * Q4_BLOCK_BYTES,
-        }
-    }
 }
 
 impl fmt::Display for WeightFormat {
@@ -65,12 +56,84 @@ impl fmt::Display for WeightFormat {
     }
 }
 
-/// A block of 32 inputs in a panel of `Q8_0`: 32 half-precision scales, then for each input 32 signed bytes.
-pub(super) const Q8_BLOCK_BYTES: usize = COLUMNS * 2 + BLOCK * COLUMNS;
+/// How the numbers of a packed matrix lie in memory: one of the formats that weights can be rounded to, or what holds the
+/// blocks of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PackedFormat {
+    /// See [`WeightFormat::F32`].
+    F32,
+    /// See [`WeightFormat::Bf16`].
+    Bf16,
+    /// See [`WeightFormat::F16`].
+    F16,
+    /// See [`WeightFormat::Q8_0`].
+    Q8_0,
+    /// See [`WeightFormat::Q4_1`].
+    Q4_1,
+    /// 6 bits: as `Q4_1` with a fifth bit. Holds GGUF's `Q5_0` as well.
+    Q5_1,
+    /// 4.6 bits: GGUF's `Q4_K`.
+    Q4K,
+    /// 5.6 bits: GGUF's `Q5_K`.
+    Q5K,
+    /// 6.6 bits: GGUF's `Q6_K`.
+    Q6K,
+}
 
-/// A block of 32 inputs in a panel of `Q4_1`: 32 half-precision scales, 32 minima, then for each input 16 bytes, the low
-/// halves columns 0 to 15 and the high halves columns 16 to 31.
-pub(super) const Q4_BLOCK_BYTES: usize = 2 * COLUMNS * 2 + BLOCK * COLUMNS / 2;
+impl From<WeightFormat> for PackedFormat {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::F32 => Self::F32,
+            WeightFormat::Bf16 => Self::Bf16,
+            WeightFormat::F16 => Self::F16,
+            WeightFormat::Q8_0 => Self::Q8_0,
+            WeightFormat::Q4_1 => Self::Q4_1,
+        }
+    }
+}
+
+impl PackedFormat {
+    /// Inputs that are laid out together, and the bytes they take for all columns of a panel (a multiple of 64 but for
+    /// plain numbers, where a panel has a multiple of 64 as well).
+    pub(super) const fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, COLUMNS * 4),
+            Self::Bf16 | Self::F16 => (1, COLUMNS * 2),
+            // 32 half-precision scales, then for each input 32 signed bytes.
+            Self::Q8_0 => (BLOCK, 2 * COLUMNS + BLOCK * COLUMNS),
+            // 32 scales, 32 minima, the bits.
+            Self::Q4_1 => (BLOCK, 4 * COLUMNS + bits_bytes(BLOCK, 0)),
+            Self::Q5_1 => (BLOCK, 4 * COLUMNS + bits_bytes(BLOCK, 1)),
+            // 32 scales of scales, 32 scales of minima, then for each 32 inputs 32 scales, 32 minima, the bits.
+            Self::Q4K => (SUPER, 4 * COLUMNS + 8 * (2 * COLUMNS + bits_bytes(BLOCK, 0))),
+            Self::Q5K => (SUPER, 4 * COLUMNS + 8 * (2 * COLUMNS + bits_bytes(BLOCK, 1))),
+            // 32 scales of scales, then for each 16 inputs 32 scales, the bits.
+            Self::Q6K => (SUPER, 2 * COLUMNS + 16 * (COLUMNS + bits_bytes(16, 2))),
+        }
+    }
+
+    /// Bytes of a panel for `inputs` inputs; a multiple of 64.
+    pub(super) fn panel_bytes(self, inputs: usize) -> usize {
+        let (numbers, bytes) = self.block();
+        inputs / numbers * bytes
+    }
+}
+
+impl fmt::Display for PackedFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q5_1 => "q5_1",
+            Self::Q4K => "q4_k",
+            Self::Q5K => "q5_k",
+            Self::Q6K => "q6_k",
+        })
+    }
+}
 
 /// One cache line, so that no vector load straddles two.
 #[derive(Clone, Copy)]
@@ -85,7 +148,7 @@ pub(super) struct Line(pub(super) [u8; 64]);
 pub struct PackedMatrix {
     inputs: usize,
     outputs: usize,
-    format: WeightFormat,
+    format: PackedFormat,
     lines: Arc<[Line]>,
 }
 
@@ -93,17 +156,6 @@ impl fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PackedMatrix([{}, {}] {})", self.inputs, self.outputs, self.format)
     }
-}
-
-/// Rows of blocks as GGUF stores them, one row of `inputs` numbers for each output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocks {
-    /// A half-precision scale `d` and 16 bytes a block; a number `q` means `d (q - 8)`.
-    Q4_0(Vec<u8>),
-    /// A half-precision scale `d`, a minimum `m` and 16 bytes a block; a number `q` means `d q + m`.
-    Q4_1(Vec<u8>),
-    /// A half-precision scale `d` and 32 signed bytes a block.
-    Q8_0(Vec<u8>),
 }
 
 impl PackedMatrix {
@@ -134,7 +186,7 @@ impl PackedMatrix {
         }
         let format = if whole_blocks { format } else { WeightFormat::F16 };
         let at = |output: usize, input: usize| if output < outputs { weight(output, input) } else { 0.0 };
-        Self::build(inputs, outputs, format, |first, panel| match format {
+        Self::build(inputs, outputs, format.into(), |first, panel| match format {
             WeightFormat::F32 => {
                 for (input, row) in panel.chunks_exact_mut(COLUMNS * 4).enumerate() {
                     for (column, bytes) in row.chunks_exact_mut(4).enumerate() {
@@ -145,19 +197,19 @@ impl PackedMatrix {
             WeightFormat::Bf16 => {
                 for (input, row) in panel.chunks_exact_mut(COLUMNS * 2).enumerate() {
                     for (column, bytes) in row.chunks_exact_mut(2).enumerate() {
-                        put_half(bytes, half::bf16::from_f32(at(first + column, input)).to_bits());
+                        bytes.copy_from_slice(&half::bf16::from_f32(at(first + column, input)).to_ne_bytes());
                     }
                 }
             }
             WeightFormat::F16 => {
                 for (input, row) in panel.chunks_exact_mut(COLUMNS * 2).enumerate() {
-                    for (column, bytes) in row.chunks_exact_mut(2).enumerate() {
-                        put_half(bytes, half::f16::from_f32(at(first + column, input)).to_bits());
+                    for column in 0..COLUMNS {
+                        put_half(row, column, half::f16::from_f32(at(first + column, input)));
                     }
                 }
             }
             WeightFormat::Q8_0 => {
-                for (block, bytes) in panel.chunks_exact_mut(Q8_BLOCK_BYTES).enumerate() {
+                for (block, bytes) in panel.chunks_exact_mut(PackedFormat::Q8_0.block().1).enumerate() {
                     for column in 0..COLUMNS {
                         let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
                         let largest = values.iter().fold(0f32, |a, x| a.max(x.abs()));
@@ -169,7 +221,7 @@ impl PackedMatrix {
                 }
             }
             WeightFormat::Q4_1 => {
-                for (block, bytes) in panel.chunks_exact_mut(Q4_BLOCK_BYTES).enumerate() {
+                for (block, bytes) in panel.chunks_exact_mut(PackedFormat::Q4_1.block().1).enumerate() {
                     for column in 0..COLUMNS {
                         let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
                         let (low, high) =
@@ -177,55 +229,41 @@ impl PackedMatrix {
                         let (scale, least) = (half::f16::from_f32((high - low) / 15.0), half::f16::from_f32(low));
                         let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
                         let quant = |x: f32| ((x - least.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
-                        put_q4(bytes, column, scale, least, values.map(quant));
+                        put_half(bytes, column, scale);
+                        put_half(&mut bytes[2 * COLUMNS..], column, least);
+                        put_bits(&mut bytes[4 * COLUMNS..], column, &values.map(quant), 0);
                     }
                 }
             }
         })
     }
 
-    /// Packs GGUF blocks as they are: nothing is rounded. `blocks` holds the rows of all outputs.
+    /// Packs GGUF blocks as they are: nothing is rounded. `blocks` holds the rows of all outputs. `None` where a block's
+    /// numbers are beyond what the packed format holds (see `Q4_0`): such a matrix is to be read as f32.
     ///
     /// # Panics
     /// If the bytes are not those of `outputs` rows of `inputs` numbers, which the reader of the file has checked.
-    pub fn from_blocks(blocks: &Blocks, outputs: usize, inputs: usize) -> Self {
-        let (bytes, size, format) = match blocks {
-            Blocks::Q4_0(bytes) => (bytes, 18, WeightFormat::Q4_1),
-            Blocks::Q4_1(bytes) => (bytes, 20, WeightFormat::Q4_1),
-            Blocks::Q8_0(bytes) => (bytes, 34, WeightFormat::Q8_0),
-        };
-        let per_row = inputs / BLOCK;
+    pub fn from_blocks(blocks: &Blocks, outputs: usize, inputs: usize) -> Option<Self> {
+        let Blocks { kind, bytes } = blocks;
+        let (numbers, size) = (kind.numbers(), kind.bytes());
+        let per_row = inputs / numbers;
         let whole = outputs.checked_mul(per_row).and_then(|blocks| blocks.checked_mul(size));
-        assert!(inputs.is_multiple_of(BLOCK) && Some(bytes.len()) == whole, "rows of whole blocks");
-        let stored = |output: usize, block: usize| {
-            (output < outputs).then(|| &bytes[(output * per_row + block) * size..][..size])
-        };
-        let nibbles = |bytes: &[u8]| -> [u8; BLOCK] {
-            // ggml puts number i in the low half of byte i and number i + 16 in its high half.
-            std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
-        };
-        Self::build(inputs, outputs, format, |first, panel| {
-            for (block, to) in panel.chunks_exact_mut(format.panel_bytes(BLOCK)).enumerate() {
-                for column in 0..COLUMNS {
-                    let Some(from) = stored(first + column, block) else { continue };
-                    let half_at = |at: usize| half::f16::from_le_bytes([from[at], from[at + 1]]);
-                    match blocks {
-                        Blocks::Q4_0(_) => {
-                            let least = half::f16::from_f32(-8.0 * half_at(0).to_f32());
-                            put_q4(to, column, half_at(0), least, nibbles(&from[2..]));
-                        }
-                        Blocks::Q4_1(_) => put_q4(to, column, half_at(0), half_at(2), nibbles(&from[4..])),
-                        Blocks::Q8_0(_) => {
-                            put_q8(to, column, half_at(0), std::array::from_fn(|i| from[2 + i] as i8));
-                        }
-                    }
+        assert!(inputs.is_multiple_of(numbers) && Some(bytes.len()) == whole, "rows of whole blocks");
+        if !bytes.chunks_exact(size).all(|block| kind.fits(block)) {
+            return None;
+        }
+        let (format, columns) = (kind.format(), |first: usize| 0..COLUMNS.min(outputs - first));
+        Some(Self::build(inputs, outputs, format, |first, panel| {
+            for (block, to) in panel.chunks_exact_mut(format.block().1).enumerate() {
+                for column in columns(first) {
+                    kind.put(&bytes[((first + column) * per_row + block) * size..][..size], to, column);
                 }
             }
-        })
+        }))
     }
 
     /// Fills the panels, several at once; `fill(first, bytes)` writes the panel whose first output is `first`.
-    fn build(inputs: usize, outputs: usize, format: WeightFormat, fill: impl Fn(usize, &mut [u8]) + Sync) -> Self {
+    fn build(inputs: usize, outputs: usize, format: PackedFormat, fill: impl Fn(usize, &mut [u8]) + Sync) -> Self {
         let (panels, size) = (outputs.div_ceil(COLUMNS), format.panel_bytes(inputs));
         let mut lines: Arc<[Line]> = std::iter::repeat_n(Line([0; 64]), panels * size / 64).collect();
         let memory = Arc::get_mut(&mut lines).expect("made just above");
@@ -249,7 +287,7 @@ impl PackedMatrix {
     }
 
     /// How the weights are stored; F16 where a quantised format was asked for and the inputs do not fit its blocks.
-    pub fn format(&self) -> WeightFormat {
+    pub fn format(&self) -> PackedFormat {
         self.format
     }
 
@@ -308,24 +346,4 @@ pub struct LowRank<'a> {
     pub b: &'a PackedMatrix,
     /// Multiplies `x A`.
     pub scale: f32,
-}
-
-fn put_half(bytes: &mut [u8], bits: u16) {
-    bytes.copy_from_slice(&bits.to_ne_bytes());
-}
-
-fn put_q8(block: &mut [u8], column: usize, scale: half::f16, quants: [i8; BLOCK]) {
-    put_half(&mut block[2 * column..][..2], scale.to_bits());
-    for (input, quant) in quants.into_iter().enumerate() {
-        block[2 * COLUMNS + input * COLUMNS + column] = quant as u8;
-    }
-}
-
-fn put_q4(block: &mut [u8], column: usize, scale: half::f16, least: half::f16, quants: [u8; BLOCK]) {
-    put_half(&mut block[2 * column..][..2], scale.to_bits());
-    put_half(&mut block[2 * COLUMNS + 2 * column..][..2], least.to_bits());
-    for (input, quant) in quants.into_iter().enumerate() {
-        let byte = &mut block[4 * COLUMNS + input * COLUMNS / 2 + column % 16];
-        *byte |= if column < 16 { quant } else { quant << 4 };
-    }
 }

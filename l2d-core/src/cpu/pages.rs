@@ -3,14 +3,77 @@
 use std::sync::Arc;
 
 use super::attention::{self, Parts};
-use super::lanes::LANES;
+use super::lanes::{LANES, Lanes};
 use super::packed::{COLUMNS, Line};
 use super::threads::{self, Shared};
 
 /// Positions of a page.
 pub(super) const PAGE: usize = COLUMNS;
 
-/// The sizes that decide how a page is laid out.
+/// How cached keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CacheFormat {
+    /// 32 bits a number: as they were computed.
+    #[default]
+    F32,
+    /// 16 bits a number, IEEE half precision: half the bytes of a long context, 11 bits of precision, at most 65504.
+    F16,
+}
+
+impl CacheFormat {
+    /// The name used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// A number of the cache as it is stored.
+pub(super) trait Stored: Copy + 'static {
+    /// The nearest one.
+    fn rounded(value: f32) -> Self;
+
+    /// 16 of them.
+    ///
+    /// # Safety
+    /// As for [`Lanes`].
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+}
+
+impl Stored for f32 {
+    fn rounded(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's.
+        unsafe { L::load(from) }
+    }
+}
+
+impl Stored for half::f16 {
+    fn rounded(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's; f16 is its bits.
+        unsafe { L::load_f16(from.cast()) }
+    }
+}
+
+/// What decides how a page is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageShape {
     /// Blocks of the model.
@@ -19,6 +82,8 @@ pub struct PageShape {
     pub heads: usize,
     /// Numbers of a head.
     pub head_dim: usize,
+    /// How they are stored.
+    pub format: CacheFormat,
 }
 
 impl PageShape {
@@ -38,7 +103,7 @@ impl PageShape {
 
     /// Bytes of a page.
     pub fn bytes(&self) -> usize {
-        self.size() * 4
+        self.size() * self.format.bytes()
     }
 }
 
@@ -105,20 +170,29 @@ impl PagedSequence {
     /// Writes keys and values `[new, heads * head_dim]` of one layer at the positions from `len` on, for which
     /// [`PagedSequence::reserve`] has made room; [`PagedSequence::advance`] makes them count.
     pub fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        match self.shape.format {
+            CacheFormat::F32 => self.write_as::<f32>(layer, keys, values),
+            CacheFormat::F16 => self.write_as::<half::f16>(layer, keys, values),
+        }
+    }
+
+    fn write_as<N: Stored>(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
         let (shape, width) = (self.shape, self.shape.heads * self.shape.head_dim);
         for (i, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
             let position = self.len + i;
             let slot = position % PAGE;
             let page = Arc::get_mut(&mut self.pages[position / PAGE]).expect("reserved for this sequence alone");
+            let numbers = numbers_mut::<N>(&mut page.0);
             let heads = keys.chunks_exact(shape.head_dim).zip(values.chunks_exact(shape.head_dim));
             for (head, (key, value)) in heads.enumerate() {
                 let at = (layer * shape.heads + head) * shape.head_size();
-                let numbers = numbers_mut(&mut page.0);
                 for (i, &number) in key.iter().enumerate() {
-                    numbers[at + i * PAGE + slot] = number;
+                    numbers[at + i * PAGE + slot] = N::rounded(number);
                 }
                 let at = at + shape.head_dim * PAGE + slot * shape.padded();
-                numbers[at..at + shape.head_dim].copy_from_slice(value);
+                for (to, &number) in numbers[at..at + shape.head_dim].iter_mut().zip(value) {
+                    *to = N::rounded(number);
+                }
             }
         }
     }
@@ -128,10 +202,11 @@ impl PagedSequence {
         self.len += new;
     }
 
-    /// The keys `[head_dim, PAGE]` and values `[PAGE, padded]` of one page, layer and head.
-    pub(super) fn head(&self, page: usize, layer: usize, head: usize) -> (*const f32, *const f32) {
+    /// The keys `[head_dim, PAGE]` and values `[PAGE, padded]` of one page, layer and head, in the sequence's format.
+    pub(super) fn head<N: Stored>(&self, page: usize, layer: usize, head: usize) -> (*const N, *const N) {
+        debug_assert_eq!(size_of::<N>(), self.shape.format.bytes());
         let at = (layer * self.shape.heads + head) * self.shape.head_size();
-        let numbers = numbers(&self.pages[page].0);
+        let numbers = numbers::<N>(&self.pages[page].0);
         let keys = &numbers[at..at + self.shape.head_size()];
         let (keys, values) = keys.split_at(self.shape.head_dim * PAGE);
         (keys.as_ptr(), values.as_ptr())
@@ -142,14 +217,14 @@ impl PagedSequence {
     }
 }
 
-fn numbers(lines: &[Line]) -> &[f32] {
-    // SAFETY: a line is 64 bytes, aligned for f32; any bits are a number.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+fn numbers<N: Stored>(lines: &[Line]) -> &[N] {
+    // SAFETY: a line is 64 bytes, aligned for any `N`; any bits are a number.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), std::mem::size_of_val(lines) / size_of::<N>()) }
 }
 
-fn numbers_mut(lines: &mut [Line]) -> &mut [f32] {
+fn numbers_mut<N: Stored>(lines: &mut [Line]) -> &mut [N] {
     // SAFETY: as above.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), std::mem::size_of_val(lines) / size_of::<N>()) }
 }
 
 /// Where a row sits.

@@ -1,7 +1,8 @@
 //! `y = x W` for packed `W`.
 
+use super::blocks::{SUPER, bits_bytes};
 use super::lanes::{Kernel, LANES, Lanes, dispatch};
-use super::packed::{BLOCK, COLUMNS, LowRank, PackedMatrix, Q4_BLOCK_BYTES, Q8_BLOCK_BYTES, WeightFormat};
+use super::packed::{BLOCK, COLUMNS, LowRank, PackedFormat, PackedMatrix};
 use super::threads::{self, Shared};
 
 /// Multiply-adds below which a second thread is not worth its call.
@@ -21,7 +22,7 @@ pub(super) fn multiply(
     let narrow = low_rank.map(|low_rank| {
         let LowRank { a, b, scale } = low_rank;
         assert!(a.inputs() == inputs && b.inputs() == a.outputs() && b.outputs() == outputs, "factors of {weights:?}");
-        assert_eq!(b.format(), WeightFormat::F32);
+        assert_eq!(b.format(), PackedFormat::F32);
         let mut narrow = multiply(x, a, None, None);
         narrow.iter_mut().for_each(|value| *value *= scale);
         (narrow, b)
@@ -103,11 +104,15 @@ impl Panels<'_> {
             let w = self.weights.panel(panel);
             let mut sums = [[L::splat(0.0); 2]; R];
             match self.weights.format() {
-                WeightFormat::F32 => accumulate_f32(&mut sums, x, inputs, w.cast()),
-                WeightFormat::Bf16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_bf16(from)),
-                WeightFormat::F16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_f16(from)),
-                WeightFormat::Q8_0 => accumulate_q8(&mut sums, x, inputs, w),
-                WeightFormat::Q4_1 => accumulate_q4(&mut sums, x, inputs, w),
+                PackedFormat::F32 => accumulate_f32(&mut sums, x, inputs, w.cast()),
+                PackedFormat::Bf16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_bf16(from)),
+                PackedFormat::F16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_f16(from)),
+                PackedFormat::Q8_0 => accumulate_q8(&mut sums, x, inputs, w),
+                PackedFormat::Q4_1 => accumulate_blocks::<L, R, 0>(&mut sums, x, inputs, w),
+                PackedFormat::Q5_1 => accumulate_blocks::<L, R, 1>(&mut sums, x, inputs, w),
+                PackedFormat::Q4K => accumulate_super::<L, R, 0>(&mut sums, x, inputs, w),
+                PackedFormat::Q5K => accumulate_super::<L, R, 1>(&mut sums, x, inputs, w),
+                PackedFormat::Q6K => accumulate_q6(&mut sums, x, inputs, w),
             }
             if let Some((narrow, b)) = self.narrow {
                 let rank = b.inputs();
@@ -189,8 +194,8 @@ unsafe fn accumulate_q8<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *co
     for block in 0..inputs / BLOCK {
         // SAFETY: the caller's.
         unsafe {
-            let w = w.add(block * Q8_BLOCK_BYTES);
-            let scales = [L::load_f16(w.cast()), L::load_f16(w.cast::<u16>().add(LANES))];
+            let w = w.add(block * PackedFormat::Q8_0.block().1);
+            let scales = load_halves(w);
             let quants = w.add(2 * COLUMNS).cast::<i8>();
             for input in 0..BLOCK {
                 let quants = quants.add(input * COLUMNS);
@@ -203,22 +208,116 @@ unsafe fn accumulate_q8<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *co
     *sums = local;
 }
 
+/// `sums += x[.., input] * (scale * q + least)` for `count` inputs that share scales, with `q` of 4 bits and `PLANES` more,
+/// as [`put_bits`](super::blocks::put_bits) lays them out. A decoder of the whole matrix rounds the product and the sum; the
+/// product is exact in f32 (at most 24 bits), so fusing the two rounds alike.
 #[inline(always)]
-unsafe fn accumulate_q4<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
+unsafe fn accumulate_bits<L: Lanes, const R: usize, const PLANES: usize>(
+    sums: &mut [[L; 2]; R],
+    x: *const f32,
+    inputs: usize,
+    bits: *const u8,
+    count: usize,
+    scales: [L; 2],
+    least: [L; 2],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let planes = bits.add(count * COLUMNS / 2).cast::<u32>();
+        for input in 0..count {
+            let (mut low, mut high) = L::load_nibbles(bits.add(input * COLUMNS / 2));
+            for plane in 0..PLANES {
+                let word = u32::from_le(planes.add(input * PLANES + plane).read_unaligned());
+                let worth = (16 << plane) as f32;
+                low = low.add_where(word as u16, worth);
+                high = high.add_where((word >> 16) as u16, worth);
+            }
+            step(sums, x.add(input), inputs, [low.fma(scales[0], least[0]), high.fma(scales[1], least[1])]);
+        }
+    }
+}
+
+/// 32 half-precision numbers.
+#[inline(always)]
+unsafe fn load_halves<L: Lanes>(from: *const u8) -> [L; 2] {
+    // SAFETY: the caller's.
+    unsafe { [L::load_f16(from.cast()), L::load_f16(from.cast::<u16>().add(LANES))] }
+}
+
+/// 32 signed bytes, multiplied by `factors`.
+#[inline(always)]
+unsafe fn load_scaled<L: Lanes>(from: *const u8, factors: [L; 2]) -> [L; 2] {
+    let from = from.cast::<i8>();
+    // SAFETY: the caller's.
+    unsafe { [L::load_i8(from).mul(factors[0]), L::load_i8(from.add(LANES)).mul(factors[1])] }
+}
+
+#[inline(always)]
+unsafe fn accumulate_blocks<L: Lanes, const R: usize, const PLANES: usize>(
+    sums: &mut [[L; 2]; R],
+    x: *const f32,
+    inputs: usize,
+    w: *const u8,
+) {
     let mut local = *sums;
+    let size = 4 * COLUMNS + bits_bytes(BLOCK, PLANES);
     for block in 0..inputs / BLOCK {
         // SAFETY: the caller's.
         unsafe {
-            let w = w.add(block * Q4_BLOCK_BYTES);
-            let scales = [L::load_f16(w.cast()), L::load_f16(w.cast::<u16>().add(LANES))];
-            let least = w.cast::<u16>().add(COLUMNS);
-            let least = [L::load_f16(least), L::load_f16(least.add(LANES))];
-            let quants = w.add(4 * COLUMNS);
-            for input in 0..BLOCK {
-                let (low, high) = L::load_nibbles(quants.add(input * COLUMNS / 2));
-                // Rounded twice, as a decoder of the whole matrix rounds.
-                let weights = [low.mul(scales[0]).add(least[0]), high.mul(scales[1]).add(least[1])];
-                step(&mut local, x.add(block * BLOCK + input), inputs, weights);
+            let w = w.add(block * size);
+            let (scales, least) = (load_halves(w), load_halves(w.add(2 * COLUMNS)));
+            let (x, bits) = (x.add(block * BLOCK), w.add(4 * COLUMNS));
+            accumulate_bits::<L, R, PLANES>(&mut local, x, inputs, bits, BLOCK, scales, least);
+        }
+    }
+    *sums = local;
+}
+
+#[inline(always)]
+unsafe fn accumulate_super<L: Lanes, const R: usize, const PLANES: usize>(
+    sums: &mut [[L; 2]; R],
+    x: *const f32,
+    inputs: usize,
+    w: *const u8,
+) {
+    let mut local = *sums;
+    let group_size = 2 * COLUMNS + bits_bytes(BLOCK, PLANES);
+    let groups = SUPER / BLOCK;
+    for block in 0..inputs / SUPER {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(block * (4 * COLUMNS + groups * group_size));
+            let minus = L::splat(-1.0);
+            let (scale, least) = (load_halves::<L>(w), load_halves::<L>(w.add(2 * COLUMNS)));
+            let least = [least[0].mul(minus), least[1].mul(minus)];
+            for group in 0..groups {
+                let w = w.add(4 * COLUMNS + group * group_size);
+                let (scales, least) = (load_scaled(w, scale), load_scaled(w.add(COLUMNS), least));
+                let (x, bits) = (x.add(block * SUPER + group * BLOCK), w.add(2 * COLUMNS));
+                accumulate_bits::<L, R, PLANES>(&mut local, x, inputs, bits, BLOCK, scales, least);
+            }
+        }
+    }
+    *sums = local;
+}
+
+#[inline(always)]
+unsafe fn accumulate_q6<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
+    const GROUP: usize = 16;
+    let mut local = *sums;
+    let group_size = COLUMNS + bits_bytes(GROUP, 2);
+    for block in 0..inputs / SUPER {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = w.add(block * PackedFormat::Q6K.block().1);
+            let scale = load_halves::<L>(w);
+            for group in 0..SUPER / GROUP {
+                let w = w.add(2 * COLUMNS + group * group_size);
+                let scales = load_scaled(w, scale);
+                let centre = L::splat(-32.0);
+                let least = [scales[0].mul(centre), scales[1].mul(centre)];
+                let (x, bits) = (x.add(block * SUPER + group * GROUP), w.add(COLUMNS));
+                accumulate_bits::<L, R, 2>(&mut local, x, inputs, bits, GROUP, scales, least);
             }
         }
     }
@@ -227,8 +326,9 @@ unsafe fn accumulate_q4<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *co
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocks::{BlockKind, Blocks};
     use super::super::lanes::for_each_instruction_set;
-    use super::super::packed::Blocks;
+    use super::super::packed::WeightFormat;
     use super::*;
 
     /// Numbers in `[-1, 1)` without structure.
@@ -263,11 +363,12 @@ mod tests {
                 let packed = PackedMatrix::from_columns(&dense, inputs, outputs, format);
                 let kept = packed.dense();
                 let tolerance = match packed.format() {
-                    WeightFormat::F32 => 0.0,
-                    WeightFormat::Bf16 => 4e-3,
-                    WeightFormat::F16 => 5e-4,
-                    WeightFormat::Q8_0 => 5e-3,
-                    WeightFormat::Q4_1 => 7e-2,
+                    PackedFormat::F32 => 0.0,
+                    PackedFormat::Bf16 => 4e-3,
+                    PackedFormat::F16 => 5e-4,
+                    PackedFormat::Q8_0 => 5e-3,
+                    PackedFormat::Q4_1 => 7e-2,
+                    other => panic!("nothing is rounded to {other}"),
                 };
                 assert!(dense.iter().zip(&kept).all(|(a, b)| (a - b).abs() <= tolerance), "{packed:?}");
                 let expected = reference(&x, &kept, inputs, outputs);
@@ -304,37 +405,76 @@ mod tests {
         }
     }
 
+    /// Blocks of `kind` with bytes without structure, but for scales and minima that are finite numbers.
+    fn some_blocks(kind: BlockKind, count: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = numbers(count * kind.bytes(), 9).iter().map(|x| (x * 127.0) as i8 as u8).collect();
+        let halves: &[usize] = match kind {
+            BlockKind::Q4_0 | BlockKind::Q5_0 | BlockKind::Q8_0 => &[0],
+            BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4K | BlockKind::Q5K => &[0, 2],
+            BlockKind::Q6K => &[208],
+        };
+        for block in bytes.chunks_exact_mut(kind.bytes()) {
+            for &at in halves {
+                block[at + 1] = 0x2c | (block[at + 1] & 0x83);
+            }
+        }
+        bytes
+    }
+
     #[test]
     fn blocks_of_a_file_are_kept_to_the_bit() {
-        let (inputs, outputs) = (64, 40);
-        let bytes = |count: usize| -> Vec<u8> { numbers(count, 9).iter().map(|x| (x * 127.0) as i8 as u8).collect() };
-        for (size, make) in [(18, Blocks::Q4_0 as fn(Vec<u8>) -> Blocks), (20, Blocks::Q4_1), (34, Blocks::Q8_0)] {
-            let mut stored = bytes(outputs * inputs / BLOCK * size);
-            for block in stored.chunks_exact_mut(size) {
-                // Scales and minima that are finite.
-                block[1] = 0x2c | (block[1] & 0x83);
-                if size == 20 {
-                    block[3] = 0x2c | (block[3] & 0x83);
-                }
-            }
-            let packed = PackedMatrix::from_blocks(&make(stored.clone()), outputs, inputs);
+        use anamnesis::remember::gguf::dequantize_gguf_blocks;
+        use anamnesis::{F32Out, GgufType};
+
+        let kinds = [
+            (BlockKind::Q4_0, GgufType::Q4_0),
+            (BlockKind::Q4_1, GgufType::Q4_1),
+            (BlockKind::Q5_0, GgufType::Q5_0),
+            (BlockKind::Q5_1, GgufType::Q5_1),
+            (BlockKind::Q8_0, GgufType::Q8_0),
+            (BlockKind::Q4K, GgufType::Q4_K),
+            (BlockKind::Q5K, GgufType::Q5_K),
+            (BlockKind::Q6K, GgufType::Q6_K),
+        ];
+        for (kind, stored) in kinds {
+            let (inputs, outputs) = (512, 40);
+            let bytes = some_blocks(kind, outputs * inputs / kind.numbers());
+            let mut expected = Vec::new();
+            dequantize_gguf_blocks::<F32Out, _>(&bytes, stored, outputs * inputs, |block| {
+                expected.extend(block.as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word)));
+                Ok(())
+            })
+            .unwrap();
+            let packed = PackedMatrix::from_blocks(&Blocks { kind, bytes }, outputs, inputs).unwrap();
             let dense = packed.dense();
             for output in 0..outputs {
                 for input in 0..inputs {
-                    let block = &stored[(output * inputs + input) / BLOCK * size..][..size];
-                    let half = |at| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-                    let i = input % BLOCK;
-                    let nibble = |from: usize| {
-                        let byte = block[from + i % 16];
-                        f32::from(if i < 16 { byte & 15 } else { byte >> 4 })
-                    };
-                    let expected = match size {
-                        18 => half(0) * (nibble(2) - 8.0),
-                        20 => half(0) * nibble(4) + half(2),
-                        _ => half(0) * f32::from(block[2 + i] as i8),
-                    };
-                    assert_eq!(dense[input * outputs + output], expected, "{size} {output} {input}");
+                    assert_eq!(
+                        dense[input * outputs + output],
+                        expected[output * inputs + input],
+                        "{kind:?} {output} {input}"
+                    );
                 }
+            }
+            let x = numbers(13 * inputs, 3);
+            let expected = reference(&x, &dense, inputs, outputs);
+            for_each_instruction_set(|set| {
+                for rows in [1, 2, 5, 13] {
+                    let y = packed.multiply(&x[..rows * inputs]);
+                    assert_eq!(y, expected[..rows * outputs], "{packed:?}, {rows} rows, {set:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn blocks_beyond_half_precision_are_not_packed() {
+        for (kind, largest) in [(BlockKind::Q4_0, 8188.0), (BlockKind::Q5_0, 4094.0)] {
+            for (scale, fits) in [(largest, true), (-largest, true), (2.0 * largest, false), (f32::INFINITY, false)] {
+                let mut bytes = some_blocks(kind, 2);
+                bytes[kind.bytes()..][..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+                let packed = PackedMatrix::from_blocks(&Blocks { kind, bytes }, 1, 64);
+                assert_eq!(packed.is_some(), fits, "{kind:?} {scale}");
             }
         }
     }

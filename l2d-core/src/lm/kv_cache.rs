@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use super::attention::{AttentionPlan, Context};
 use super::weights::host_values;
 use crate::config::LmConfig;
-use crate::cpu::{PageShape, PagedSequence};
+use crate::cpu::{CacheFormat, PageShape, PagedSequence};
 
 /// Keys (already rotated) and values of every block for a batch of sequences.
 ///
@@ -30,8 +30,9 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// An empty paged cache.
-    pub(crate) fn paged(config: &LmConfig, sequences: usize) -> Self {
-        let shape = PageShape { layers: config.num_layers, heads: config.num_kv_heads, head_dim: config.head_dim };
+    pub(crate) fn paged(config: &LmConfig, sequences: usize, format: CacheFormat) -> Self {
+        let (layers, heads, head_dim) = (config.num_layers, config.num_kv_heads, config.head_dim);
+        let shape = PageShape { layers, heads, head_dim, format };
         Self(Store::Paged(vec![PagedSequence::new(shape); sequences]))
     }
 

@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cpu::{LowRank, PackedMatrix, WeightFormat, host_rows};
+use crate::cpu::{LowRank, PackedFormat, PackedMatrix, WeightFormat, host_rows};
 use crate::init;
 
 /// `y = x W + b`, with `W` stored `[in, out]` and contiguous: the layout in which every backend multiplies few rows
@@ -107,7 +107,7 @@ impl<B: Backend> Linear<B> {
         self.packed.is_some()
     }
 
-    pub(crate) fn packed_format(&self) -> Option<WeightFormat> {
+    pub(crate) fn packed_format(&self) -> Option<PackedFormat> {
         self.packed.as_ref().map(PackedMatrix::format)
     }
 

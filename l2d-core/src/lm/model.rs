@@ -12,7 +12,7 @@ use super::norm::RmsNorm;
 use super::rope::Rope;
 use super::weights::host_values;
 use crate::config::LmConfig;
-use crate::cpu::{PackedMatrix, WeightFormat};
+use crate::cpu::{CacheFormat, PackedFormat, PackedMatrix, WeightFormat};
 
 /// A decoder-only language model.
 #[derive(Module, Debug)]
@@ -31,6 +31,9 @@ pub struct Lm<B: Backend> {
     /// Rotary frequencies.
     #[module(skip)]
     pub rope: Rope,
+    /// How the caches of a packed model store keys and values.
+    #[module(skip)]
+    pub cache_format: CacheFormat,
 }
 
 impl<B: Backend> Lm<B> {
@@ -121,18 +124,24 @@ impl<B: Backend> Lm<B> {
     /// see [`Lm::is_packed`].
     pub fn new_cache(&self, padding: Vec<usize>, capacity: usize) -> KvCache<B> {
         if self.is_packed() {
-            return KvCache::paged(&self.config, padding.len());
+            return KvCache::paged(&self.config, padding.len(), self.cache_format);
         }
         KvCache::dense(&self.config, padding, capacity)
+    }
+
+    /// The same model, the caches of which keep keys and values in the given format once its weights are packed (a cache of
+    /// tensors has the model's own number format). Half precision rounds them: see docs/performance.md for what that costs.
+    pub fn with_cache_format(self, cache_format: CacheFormat) -> Self {
+        Self { cache_format, ..self }
     }
 
     /// What one more row costs a forward pass of a few rows, as a part of a pass with one; measured on a two-core machine
     /// with AVX-512 (docs/performance.md). The fewer bytes the weights are, the sooner arithmetic is what takes the time.
     pub fn row_cost(&self) -> f64 {
         match self.head.as_ref().zip(self.blocks.first()).and_then(|(_, block)| block.query.packed_format()) {
-            Some(WeightFormat::F32) => 0.025,
-            Some(WeightFormat::Bf16 | WeightFormat::F16) => 0.09,
-            Some(WeightFormat::Q8_0 | WeightFormat::Q4_1) => 0.18,
+            Some(PackedFormat::F32) => 0.025,
+            Some(PackedFormat::Bf16 | PackedFormat::F16) => 0.09,
+            Some(_) => 0.18,
             None => 0.05,
         }
     }

@@ -15,7 +15,7 @@ use super::norm::RmsNorm;
 use super::rope::Rope;
 use crate::checkpoint::TensorSource;
 use crate::config::LmConfig;
-use crate::cpu::{PackedMatrix, WeightFormat};
+use crate::cpu::{CacheFormat, PackedMatrix, WeightFormat};
 use crate::error::{Error, Result};
 use crate::init;
 
@@ -46,8 +46,8 @@ impl<B: Backend> Lm<B> {
     }
 
     /// [`Lm::load`] with weights packed for the CPU's decoding kernels ([`crate::cpu`]) in the format in which the checkpoint
-    /// stores them, so that nothing is rounded: 16-bit floats and the blocks of Q4_0, Q4_1 and Q8_0 as they are, anything
-    /// else in f32. Embeddings and norms are f32.
+    /// stores them, so that nothing is rounded: 16-bit floats and GGUF's blocks (see [`BlockKind`](crate::cpu::BlockKind)) as
+    /// they are, anything else in f32. Embeddings and norms are f32.
     ///
     /// # Errors
     /// As [`Lm::load`].
@@ -103,6 +103,7 @@ impl<B: Backend> Lm<B> {
             head: Some(head),
             config: config.clone(),
             rope: Rope::new(config),
+            cache_format: CacheFormat::default(),
         })
     }
 
@@ -143,6 +144,7 @@ impl<B: Backend> Lm<B> {
             head,
             config: config.clone(),
             rope: Rope::new(config),
+            cache_format: CacheFormat::default(),
         }
     }
 
@@ -239,8 +241,10 @@ impl<B: Backend> Loader<'_, B> {
     /// The weights of a layer as they are stored, or in f32.
     fn pack(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<PackedMatrix> {
         self.check(name, &[outputs, inputs])?;
-        if let Some(blocks) = self.source.read_blocks(name)? {
-            return Ok(PackedMatrix::from_blocks(&blocks, outputs, inputs));
+        if let Some(packed) =
+            self.source.read_blocks(name)?.and_then(|blocks| PackedMatrix::from_blocks(&blocks, outputs, inputs))
+        {
+            return Ok(packed);
         }
         let format = match self.source.dtype(name).as_deref() {
             Some("BF16") => WeightFormat::Bf16,

@@ -19,7 +19,7 @@ use self::names::RowOrder;
 use super::TensorSource;
 use super::safetensors::{bf16_from_le, f16_from_le, f32_from_le};
 use crate::config::{LmConfig, OneOrMany, RawLmConfig};
-use crate::cpu::Blocks;
+use crate::cpu::{BlockKind, Blocks};
 use crate::error::{Error, Result};
 use crate::text::{BpeVocabulary, TokenKind};
 
@@ -314,25 +314,30 @@ impl TensorSource for GgufSource {
 
     fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
-        let (make, size): (fn(Vec<u8>) -> Blocks, usize) = match entry.dtype {
-            GgufType::Q4_0 => (Blocks::Q4_0, 18),
-            GgufType::Q4_1 => (Blocks::Q4_1, 20),
-            GgufType::Q8_0 => (Blocks::Q8_0, 34),
+        let kind = match entry.dtype {
+            GgufType::Q4_0 => BlockKind::Q4_0,
+            GgufType::Q4_1 => BlockKind::Q4_1,
+            GgufType::Q5_0 => BlockKind::Q5_0,
+            GgufType::Q5_1 => BlockKind::Q5_1,
+            GgufType::Q8_0 => BlockKind::Q8_0,
+            GgufType::Q4_K => BlockKind::Q4K,
+            GgufType::Q5_K => BlockKind::Q5K,
+            GgufType::Q6_K => BlockKind::Q6K,
             _ => return Ok(None),
         };
         // A block that spans two rows is legal in a file and not in a product.
         let &[rows, inputs] = entry.shape.as_slice() else { return Ok(None) };
-        if !inputs.is_multiple_of(32) {
+        if !inputs.is_multiple_of(kind.numbers()) {
             return Ok(None);
         }
         let missing = || Error::MissingTensor { path: self.path.clone(), name: name.to_string() };
         let tensor = self.file.tensors().find(|tensor| tensor.name == entry.stored_name).ok_or_else(missing)?;
         let bytes = tensor.data.as_ref();
-        if bytes.len() != rows * (inputs / 32) * size {
-            let reason =
-                format!("`{name}` has {} bytes where its shape needs {}", bytes.len(), rows * (inputs / 32) * size);
+        let expected = rows * (inputs / kind.numbers()) * kind.bytes();
+        if bytes.len() != expected {
+            let reason = format!("`{name}` has {} bytes where its shape needs {expected}", bytes.len());
             return Err(Error::format(&self.path, "gguf", reason));
         }
-        Ok(Some(make(entry.rows.restore(bytes.to_vec(), &entry.shape))))
+        Ok(Some(Blocks { kind, bytes: entry.rows.restore(bytes.to_vec(), &entry.shape) }))
     }
 }
