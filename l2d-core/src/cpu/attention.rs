@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::lanes::{Kernel, LANES, Lanes, dispatch, exp, sum};
+use super::lanes::{Kernel, LANES, Lanes, dispatch, exp, prefetch, sum};
 use super::pages::{CacheFormat, PAGE, PagedSequence, Place, Stored};
 use super::threads::Shared;
 
@@ -203,8 +203,14 @@ impl Attention<'_> {
             let queries = self.scaled.as_ptr().add(first * dim);
             for page in pages.clone() {
                 let (keys, _) = self.sequence.head::<N>(page, self.layer, self.head);
+                // Pages lie anywhere: the processor's own prefetcher starts anew at each. After the last keys come values.
+                let next = match page + 1 < pages.end {
+                    true => self.sequence.head::<N>(page + 1, self.layer, self.head).0,
+                    false => self.sequence.head::<N>(pages.start, self.layer, self.head).1,
+                };
                 let mut scores = [[L::splat(0.0); 2]; Q];
                 for i in 0..dim {
+                    prefetch(next.wrapping_add(i * PAGE), PAGE * size_of::<N>());
                     let keys = keys.add(i * PAGE);
                     let keys: [L; 2] = [N::load(keys), N::load(keys.add(LANES))];
                     for (q, score) in scores.iter_mut().enumerate() {
@@ -261,10 +267,13 @@ impl Attention<'_> {
             let least = tile.iter().map(|query| query.visible).min().unwrap_or(0);
             for page in pages.clone() {
                 let (_, values) = self.sequence.head::<N>(page, self.layer, self.head);
+                let (_, next) = self.sequence.head::<N>((page + 1).min(pages.end - 1), self.layer, self.head);
                 // Here some vector does not see some slot. What is not seen is not multiplied: it may be no number.
                 let edge = (page + 1) * PAGE > least;
                 for slot in 0..PAGE {
-                    let from = values.add(slot * shape.padded() + part * LANES);
+                    let at = slot * shape.padded() + part * LANES;
+                    prefetch(next.wrapping_add(at), V * LANES * size_of::<N>());
+                    let from = values.add(at);
                     let mut value = [L::splat(0.0); V];
                     for (v, value) in value.iter_mut().enumerate() {
                         *value = N::load(from.add(v * LANES));
@@ -306,9 +315,22 @@ impl Attention<'_> {
 /// Turns scores into `exp(score - largest)`, zero from `visible` on, and returns the largest and the sum.
 #[inline(always)]
 unsafe fn softmax_weights<L: Lanes>(scores: &mut [f32], visible: usize) -> (f32, f32) {
-    let largest = scores[..visible].iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    // NaN passes through `exp` unseen (its clamp drops it): bring it back at the end.
-    let poisoned = scores[..visible].iter().any(|score| score.is_nan());
+    // What is not seen counts for nothing, whatever it is.
+    scores[visible..].fill(f32::NEG_INFINITY);
+    // NaN passes through `max` and `exp` unseen: bring it back at the end.
+    let mut poisoned = false;
+    // SAFETY: the caller's; vectors of the slice.
+    let largest = unsafe {
+        let mut largest = L::splat(f32::NEG_INFINITY);
+        for scores in scores.chunks_exact(LANES) {
+            let scores = L::load(scores.as_ptr());
+            poisoned |= scores.any_nan();
+            largest = scores.max(largest);
+        }
+        let mut lanes = [0f32; LANES];
+        largest.store(lanes.as_mut_ptr());
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    };
     // SAFETY: the caller's; vectors of the slice.
     let total = unsafe {
         let shift = L::splat(-largest);

@@ -40,6 +40,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_i8(from: *const i8) -> Self;
     /// The low and the high halves of 16 bytes, as numbers from 0 to 15.
     unsafe fn load_nibbles(from: *const u8) -> (Self, Self);
+    /// Whether any lane is no number.
+    unsafe fn any_nan(self) -> bool;
     /// `term` added in those lanes whose bit is set, the first lane's the lowest.
     unsafe fn add_where(self, bits: u16, term: f32) -> Self;
 }
@@ -84,6 +86,22 @@ pub(super) unsafe fn sum<L: Lanes>(x: L) -> f32 {
         }
     }
     lanes[0]
+}
+
+/// Asks for the `bytes` bytes from `from` on to be brought into the cache. A hint: the address need not be valid.
+#[inline(always)]
+pub(super) fn prefetch<T>(from: *const T, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of whatever address faults nowhere.
+        unsafe {
+            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(
+                from.cast::<i8>().wrapping_add(line),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes);
 }
 
 /// Portable; what it does defines the others.
@@ -173,6 +191,10 @@ unsafe impl Lanes for Portable {
         // SAFETY: the caller's.
         let byte = |lane: usize| unsafe { from.add(lane).read() };
         (Self::make(|lane| f32::from(byte(lane) & 15)), Self::make(|lane| f32::from(byte(lane) >> 4)))
+    }
+    #[inline(always)]
+    unsafe fn any_nan(self) -> bool {
+        self.0.iter().any(|x| x.is_nan())
     }
     #[inline(always)]
     unsafe fn add_where(self, bits: u16, term: f32) -> Self {
@@ -282,6 +304,11 @@ mod x86 {
                 let high = _mm512_srli_epi32::<4>(bytes);
                 (Self(_mm512_permutexvar_ps(bytes, numbers)), Self(_mm512_permutexvar_ps(high, numbers)))
             }
+        }
+        #[inline(always)]
+        unsafe fn any_nan(self) -> bool {
+            // SAFETY: as above.
+            unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0) != 0 }
         }
         #[inline(always)]
         unsafe fn add_where(self, bits: u16, term: f32) -> Self {
@@ -409,6 +436,14 @@ mod x86 {
                 let low = _mm256_set1_epi32(15);
                 let lows = Self::from_bytes(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
                 (lows, Self::from_bytes(_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn any_nan(self) -> bool {
+            // SAFETY: as above.
+            unsafe {
+                let nan = |x| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+                nan(self.0) | nan(self.1) != 0
             }
         }
         #[inline(always)]
