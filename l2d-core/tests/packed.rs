@@ -173,6 +173,37 @@ fn sequences_join_a_dense_batch() {
 }
 
 #[test]
+fn a_dense_batch_gives_back_the_slots_of_those_who_left() {
+    let model = model(BASE_FOLDERS[0], VARIANTS[0]);
+    let lm = &model.lm;
+    let texts: Vec<Vec<u32>> = (0..30).map(|seed| tokens(lm, 8, seed)).collect();
+    let filled = |text: &[u32]| {
+        let mut cache = lm.new_cache(vec![0], 1);
+        lm.forward(&[text.to_vec()], &mut cache);
+        cache
+    };
+    let last = |text: &[u32]| {
+        let mut cache = filled(&text[..7]);
+        host_values(lm.logits(lm.forward(&[text[7..].to_vec()], &mut cache)))
+    };
+    // Two at a time: one is half done when the next joins, and the older one leaves.
+    let mut cache = filled(&texts[0][..4]);
+    for pair in texts.windows(2) {
+        cache.join(filled(&pair[1][..1]));
+        for i in 0..3 {
+            lm.forward(&[vec![pair[0][4 + i]], vec![pair[1][1 + i]]], &mut cache);
+        }
+        let logits = lm.logits(lm.forward(&[vec![pair[0][7]], vec![pair[1][4]]], &mut cache));
+        let logits = host_values(logits.narrow(0, 0, 1));
+        assert!(logits.iter().zip(&last(&pair[0])).all(|(a, b)| (a - b).abs() < 2e-5));
+        cache.select(&[1], &Default::default());
+        assert_eq!(cache.len_of(0), 5);
+        cache.truncate(4);
+        assert_eq!(cache.slots(), 4, "no more slots than positions");
+    }
+}
+
+#[test]
 fn coarser_formats_stay_near() {
     let dense = model(BASE_FOLDERS[0], VARIANTS[0]);
     let text = vec![tokens(&dense.lm, 30, 5)];

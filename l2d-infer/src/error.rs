@@ -63,7 +63,7 @@ pub enum Error {
          {context}: shorten the prompt or lower max_tokens"
     )]
     Context {
-        /// Its place in the batch.
+        /// Its place among those given.
         request: usize,
         /// Tokens in the prompt.
         tokens: usize,
@@ -75,7 +75,7 @@ pub enum Error {
     /// A request cannot be decoded as it stands.
     #[error("request {request}: {reason}")]
     Request {
-        /// Its place in the batch.
+        /// Its place among those given.
         request: usize,
         /// What is wrong with it.
         reason: String,

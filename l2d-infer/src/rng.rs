@@ -57,13 +57,6 @@ pub fn uniform(rng: &mut impl Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 * (-53f64).exp2()
 }
 
-/// A standard Gumbel number, `-ln(-ln u)`.
-pub fn gumbel(rng: &mut impl Rng) -> f64 {
-    // Half a unit above the grid of `uniform`: never 0, whose logarithm is infinite, and never 1.
-    let u = ((rng.next_u64() >> 12) as f64 + 0.5) * (-52f64).exp2();
-    -libm::log(-libm::log(u))
-}
-
 /// `count` standard normal numbers, by Box and Muller's transform. The logarithm and the cosine are libm's, not the
 /// platform's, so that a seed means the same numbers everywhere.
 pub fn standard_normal(rng: &mut impl Rng, count: usize) -> Vec<f64> {
@@ -119,13 +112,5 @@ mod tests {
         assert!(moment(3).abs() < 0.044);
         assert!((moment(4) - 3.0).abs() < 0.11);
         assert!(numbers.iter().all(|x| x.is_finite()));
-    }
-
-    #[test]
-    fn gumbel_numbers_have_eulers_mean() {
-        let mut rng = stream(3, 0, Purpose::VelocityDraw, 0);
-        let count = 200_000;
-        let mean = (0..count).map(|_| gumbel(&mut rng)).sum::<f64>() / f64::from(count);
-        assert!((mean - 0.577_215_664_9).abs() < 0.015, "{mean}");
     }
 }

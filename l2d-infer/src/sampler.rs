@@ -89,13 +89,15 @@ impl SamplingParams {
         if !(0.0..1.0).contains(&self.min_p) {
             return refuse("min_p", self.min_p, "in [0, 1); 0 keeps all tokens");
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+        // As they are applied, in f32.
+        let rounded = |x: f64| x as f32;
+        if !(rounded(self.repetition_penalty).is_finite() && rounded(self.repetition_penalty) > 0.0) {
             return refuse("repetition_penalty", self.repetition_penalty, "a finite number above 0; 1 changes nothing");
         }
         for (name, penalty) in
             [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
-            if !penalty.is_finite() {
+            if !rounded(penalty).is_finite() {
                 return refuse(name, penalty, "a finite number; 0 changes nothing");
             }
         }
@@ -131,8 +133,11 @@ impl Sampler {
     /// [`Error::Logits`] where the logits are no distribution.
     pub fn sample(&self, logits: &[f32], history: History<'_>, rng: &mut impl Rng) -> Result<usize> {
         let adjusted = self.adjust(logits, history);
+        if adjusted.is_some() {
+            argmax(logits)?; // the model's own fault, not the settings'
+        }
         let logits = adjusted.as_deref().unwrap_or(logits);
-        let best = argmax(logits)?;
+        let best = argmax(logits).map_err(|error| if adjusted.is_some() { self.forbidding() } else { error })?;
         if self.0.temperature == 0.0 {
             return Ok(best);
         }
@@ -157,6 +162,12 @@ impl Sampler {
         let kept = self.filter(logits, logits[best]);
         let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
         Ok(kept.into_iter().map(|(id, weight)| Candidate { id, probability: weight / total }).collect())
+    }
+
+    /// The error of bias and penalties that leave no distribution of one.
+    fn forbidding(&self) -> Error {
+        let expected = "such that bias and penalties leave the logits finite and some token allowed";
+        Error::parameter("logit_bias and penalties", "beyond that", expected)
     }
 
     /// The logits with bias and penalties; `None` where these change nothing. Tokens outside the vocabulary are passed over.
@@ -307,26 +318,6 @@ pub fn inverse_cdf(logits: &[f32], temperature: f64, u: f64) -> Result<usize> {
         }
     }
     Ok(token)
-}
-
-/// `argmax(logits / temperature + g)` with Gumbel noise `g`, which is distributed as `softmax(logits / temperature)`
-/// (Gumbel-max). With `g` drawn beforehand a small change of the logits seldom changes the token.
-///
-/// # Errors
-/// [`Error::Logits`] where the logits are no distribution.
-pub fn gumbel_argmax(logits: &[f32], temperature: f64, rng: &mut impl Rng) -> Result<usize> {
-    let most_likely = argmax(logits)?;
-    if temperature == 0.0 {
-        return Ok(most_likely);
-    }
-    let mut best = (0, f64::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        let score = f64::from(logit) / temperature + rng::gumbel(rng);
-        if score > best.1 {
-            best = (id, score);
-        }
-    }
-    Ok(best.0)
 }
 
 /// `logits - ln sum exp(logits)`, summed in f64.
@@ -483,7 +474,6 @@ mod tests {
             assert_eq!(seen[4], 0);
         };
         check(&mut |rng| params(|p| p.temperature = temperature).sample(&logits, History::default(), rng).unwrap());
-        check(&mut |rng| gumbel_argmax(&logits, temperature, rng).unwrap());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use l2d_core::lm::host_values;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::sampler::argmax;
 use crate::schedule::TemperatureSchedule;
 
 /// How `x1_hat`, the guess of the clean embedding, is made from the logits (METHOD, section 7). `V` is the diffusion
@@ -90,7 +91,8 @@ impl Estimate {
     /// every estimate is the arg-max.
     ///
     /// # Errors
-    /// Those of `draw`, and [`Error::Parameter`] where it names a token outside the vocabulary.
+    /// Those of `draw`, [`Error::Parameter`] where it names a token outside the vocabulary, and [`Error::Row`] with
+    /// [`Error::Logits`] where a most likely token is wanted and the logits are no distribution.
     pub fn clean<B: Backend>(
         &self,
         temperature: f64,
@@ -100,11 +102,19 @@ impl Estimate {
     ) -> Result<Vec<f64>> {
         let [rows, vocabulary] = logits.dims();
         let device = logits.device();
+        // On the host: what backends take for the largest where a logit is no number differs, and none says so.
+        let most_likely = |logits: Tensor<B, 2>| -> Result<Vec<f64>> {
+            let rows = host_values(logits);
+            let best = rows.chunks_exact(vocabulary).enumerate();
+            let best = best.map(|(row, logits)| Ok(argmax(logits).map_err(|error| error.in_row(row))? as i64));
+            let best = best.collect::<Result<Vec<i64>>>()?;
+            Ok(floats(rows_of(table, Tensor::from_ints(best.as_slice(), &device))))
+        };
         if temperature <= COLDEST {
-            return Ok(floats(rows_of(table, logits.argmax(1).reshape([rows]))));
+            return most_likely(logits);
         }
         match self {
-            Self::Argmax => Ok(floats(rows_of(table, logits.argmax(1).reshape([rows])))),
+            Self::Argmax => most_likely(logits),
             Self::Sampled { .. } => {
                 let logits = host_values(logits);
                 let ids = logits
@@ -123,11 +133,14 @@ impl Estimate {
             Self::Expectation { normalise, .. } => {
                 // The largest logit is taken off first: divided by a small temperature the others may overflow, it may not.
                 let largest = logits.clone().max_dim(1); // [rows, 1]
-                let mean = softmax((logits - largest).div_scalar(temperature), 1).matmul(table.clone()); // [rows, d]
+                let mean = softmax((logits.clone() - largest).div_scalar(temperature), 1).matmul(table.clone()); // [rows, d]
                 match normalise {
                     Normalise::None => Ok(floats(mean)),
                     Normalise::Renormalise => Ok(stretch_to_unit_variance(floats(mean), rows)),
                     Normalise::ClampToNearest => {
+                        if floats(mean.clone()).iter().any(|x| !x.is_finite()) {
+                            most_likely(logits)?; // says which
+                        }
                         // All rows of the table have the same norm, so the nearest is the one of largest inner product.
                         let nearest = mean.matmul(table.clone().transpose()).argmax(1).reshape([rows]);
                         Ok(floats(rows_of(table, nearest)))
@@ -189,7 +202,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sampler::argmax;
 
     const VOCABULARY: usize = 7;
     const D: usize = 3;
@@ -268,6 +280,23 @@ mod tests {
         assert_eq!(found.unwrap(), expected);
         let outside = estimate.clean(0.7, tensor(&logits, VOCABULARY), &tensor(&table, D), |_, _, _| Ok(VOCABULARY));
         assert!(outside.unwrap_err().to_string().contains("7"));
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_have_no_most_likely_token() {
+        let table = sphere(&(0..VOCABULARY * D).map(|i| 1.0 + i as f32).collect::<Vec<_>>());
+        let schedule = TemperatureSchedule::default();
+        let clamped = Estimate::Expectation { schedule, normalise: Normalise::ClampToNearest };
+        for (estimate, temperature) in [(Estimate::Argmax, 1.0), (Estimate::Sampled { schedule }, 0.0), (clamped, 1.0)]
+        {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut logits = vec![0.5; 2 * VOCABULARY];
+                logits[VOCABULARY + 3] = bad;
+                let found = estimate.clean(temperature, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse);
+                let error = found.unwrap_err();
+                assert!(matches!(error, Error::Row { row: 1, .. }), "{estimate:?} {bad}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Laws of the token search.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use l2d_core::L2d;
 use l2d_core::cpu::WeightFormat;
@@ -242,6 +242,71 @@ fn stop_strings_end_hypotheses() {
 }
 
 #[test]
+fn enough_ways_go_on_however_many_a_stop_string_ends() {
+    let model = model("l2d_llama_lora", true);
+    let plain = Decoder::plain(&model.lm);
+    // All letters but two.
+    let stop_strings = ('a'..='x').map(String::from).collect();
+    let generation = GenerationParams { stop_strings, ..generation(3) }.check().unwrap();
+    // So fond of long texts that no short one ends the search.
+    let beam = BeamParams { length_exponent: 5.0, stopping: Stopping::Certain, ..beam(4) }.check().unwrap();
+    let found = plain.search(&[request(0)], &generation, &beam, Some(&Letters), None).unwrap().remove(0);
+    assert_eq!(found.main_passes, 4 + 4, "four hypotheses go on from the first and from the second token");
+    assert!(found.hypotheses.iter().any(|hypothesis| hypothesis.completion.tokens.len() == 3));
+}
+
+#[test]
+fn more_hypotheses_than_there_are_tokens_are_as_many_as_there_are() {
+    let model = model("l2d_llama_lora", true);
+    let found = search(&Decoder::plain(&model.lm), &[request(0)], &generation(1), beam(usize::MAX));
+    assert_eq!(found[0].hypotheses.len(), model.lm.config.vocab_size);
+}
+
+/// Letters that raise a flag after so many.
+struct CallsOff<'a>(&'a AtomicBool, &'a AtomicUsize);
+
+impl Detokenizer for CallsOff<'_> {
+    fn begin(&self) -> Box<dyn TextStream + '_> {
+        Box::new(CallsOff(self.0, self.1))
+    }
+}
+
+impl TextStream for CallsOff<'_> {
+    fn push(&mut self, token: u32) -> String {
+        self.0.store(self.1.fetch_sub(1, Ordering::Relaxed) <= 1, Ordering::Relaxed);
+        Letters.push(token)
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+#[test]
+fn a_search_that_was_called_off_says_so() {
+    let model = model("l2d_llama_lora", true);
+    let plain = Decoder::plain(&model.lm);
+    let stop_tokens =
+        vec![search(&plain, &[request(0)], &generation(8), beam(4))[0].hypotheses[0].completion.tokens[1]];
+    let generation = GenerationParams { stop_tokens, stop_strings: vec!["~".into()], ..generation(40) };
+    // Short texts are liked, so what has not ended would otherwise be ahead of what has.
+    let run = |pushes: usize| {
+        let (flag, left) = (AtomicBool::new(false), AtomicUsize::new(pushes));
+        let beam = BeamParams { length_exponent: -1.0, stopping: Stopping::Certain, ..beam(4) };
+        let text = CallsOff(&flag, &left);
+        let (generation, beam) = (generation.clone().check().unwrap(), beam.check().unwrap());
+        plain.search(&[request(0)], &generation, &beam, Some(&text), Some(&flag)).unwrap().remove(0)
+    };
+    let found = run(60);
+    assert!(found.interrupted);
+    let cancelled: Vec<bool> =
+        found.hypotheses.iter().map(|h| h.completion.finish == FinishReason::Cancelled).collect();
+    assert!(cancelled.contains(&true) && cancelled.contains(&false), "{cancelled:?}");
+    assert!(cancelled.is_sorted(), "those that had ended come first: {cancelled:?}");
+    assert!(!run(1 << 40).interrupted);
+}
+
+#[test]
 fn what_a_search_cannot_do_is_said() {
     let model = model("l2d_llama_lora", true);
     let plain = Decoder::plain(&model.lm);
@@ -267,4 +332,5 @@ fn what_a_search_cannot_do_is_said() {
     let called_off = AtomicBool::new(true);
     let found = plain.search(&[request(0)], &generation, &beam(3).check().unwrap(), None, Some(&called_off)).unwrap();
     assert_eq!(found[0].hypotheses[0].completion.finish, FinishReason::Cancelled);
+    assert!(found[0].interrupted);
 }

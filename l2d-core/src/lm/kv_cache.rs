@@ -138,10 +138,10 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Forgets all but the first `len` positions of every sequence, for instance to try another continuation.
+    /// Forgets all but the first `len` positions of every sequence, for instance to try another continuation. In a dense
+    /// cache slots are shared: the sequence with the most padding keeps `len` positions, the others as many slots.
     pub fn truncate(&mut self, len: usize) {
         match &mut self.0 {
-            // Slots are shared: what the longest sequence forgets, all forget.
             Store::Dense(cache) => {
                 let padding = cache.padding.iter().copied().max().unwrap_or(0);
                 cache.len = cache.len.min(padding + len);
@@ -243,6 +243,19 @@ impl<B: Backend> DenseCache<B> {
             *values = values.clone().select(0, indices.clone());
         }
         self.padding = rows.iter().map(|&row| self.padding[row]).collect();
+        // Slots that are padding for all who stay are given back: where sequences leave and join, the cache would otherwise
+        // grow with every token that was ever decoded.
+        let unused = self.padding.iter().copied().min().unwrap_or(0);
+        if unused > 0 {
+            for (keys, values) in self.layers.iter_mut().flatten() {
+                let kept = |x: &Tensor<B, 4>| x.clone().narrow(2, unused, x.dims()[2] - unused);
+                // A copy, so that the buffer is shared with nothing and written in place.
+                let moved = |x: &Tensor<B, 4>| write(grown(x, x.dims()[2] - unused), kept(x), 0);
+                (*keys, *values) = (moved(keys), moved(values));
+            }
+            self.len -= unused;
+            self.padding.iter_mut().for_each(|padding| *padding -= unused);
+        }
     }
 
     /// Both padded on the left to one length, one under the other.

@@ -114,6 +114,7 @@ impl<B: Backend> Diffuser<'_, B> {
         Ok(Some(Diffused {
             x: solution.x,
             logits,
+            evaluations: (0..rows).map(|row| solution.evaluations[row / width] + 1).collect(),
             passes: tally.evaluated.iter().enumerate().map(|(row, count)| count * lanes_of(row) + 1).collect(),
             rounds: tally.evaluated.iter().map(|count| count + 1).collect(),
             guesses: tally.guesses,

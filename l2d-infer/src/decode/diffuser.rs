@@ -87,6 +87,8 @@ pub struct Diffused<B: Backend> {
     pub x: Vec<f64>,
     /// Logits at `(x_T, T)`, `[rows, V]`.
     pub logits: Tensor<B, 2>,
+    /// Evaluations of each row as a budget counts them: the one at `t = 0` and the closing one included, a guided one once.
+    pub evaluations: Vec<usize>,
     /// How often each row needed the diffusion path: less than the budget, because `t = 0` costs nothing, and more where
     /// guidance evaluates twice.
     pub passes: Vec<usize>,
@@ -150,14 +152,6 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         self.params.estimate
     }
 
-    /// The temperature of every slope call on the grid, in order.
-    pub fn temperatures(&self) -> Vec<f64> {
-        match &self.course {
-            Course::Grid(course) => course.calls.iter().map(|call| call.temperature).collect(),
-            Course::Adaptive(_) => Vec::new(),
-        }
-    }
-
     /// What the classes of some rows, `None` for "no class", make of every evaluation.
     ///
     /// # Errors
@@ -179,7 +173,9 @@ impl<'m, B: Backend> Diffuser<'m, B> {
 
     /// Diffuses from `x_0` (`[rows, d]` flattened, multiplied by sigma already) to the logits at the final time.
     ///
-    /// `draw(row, call, lane, logits, temperature)` draws the tokens of a sampled velocity; `visit(rows, t, x)` sees the
+    /// `draw(row, call, lane, logits, temperature)` draws the tokens of a sampled velocity and must be a function of what it
+    /// is given: where evaluations are made at once, it is asked several times for one call, out of order, and with logits of
+    /// states that are then dropped. `visit(rows, t, x)` sees the
     /// states of some rows at every grid time, or after every step of an adaptive solver; `go_on` is asked before every
     /// evaluation, and once it says no the result is `None`.
     ///
@@ -201,6 +197,12 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let guided = &conditions.guided;
         if guided.len() != rows || count != rows || x0.len() != rows * self.dim() {
             return Err(Error::parameter("rows", rows, "the same in positions, conditions and initial state"));
+        }
+        for (sequence, at) in positions.positions.iter().enumerate() {
+            let len = positions.cache.len_of(sequence);
+            if let Some(position) = at.iter().find(|&&position| position >= len) {
+                return Err(Error::parameter("position", position, "one that the main path has computed"));
+            }
         }
         let (course, on_grid) = match (&self.course, &conditions.on_grid) {
             (Course::Grid(course), Some(on_grid)) => (course, on_grid),
@@ -273,7 +275,15 @@ impl<'m, B: Backend> Diffuser<'m, B> {
         let x_t = self.tensor(&x);
         let logits = self.model.logits(positions.cache, &single, &on_grid.closing, positions.hidden.clone(), x_t);
         let rounds = vec![course.evaluated() + 1; rows];
-        Ok(Some(Diffused { x, logits, passes: course.passes(guided), rounds, guesses: guesses.into_inner() }))
+        let evaluations = vec![course.grid.evaluations(); rows];
+        Ok(Some(Diffused {
+            x,
+            logits,
+            evaluations,
+            passes: course.passes(guided),
+            rounds,
+            guesses: guesses.into_inner(),
+        }))
     }
 
     /// `x1_hat` for each row of logits: see [`Estimate::clean`].

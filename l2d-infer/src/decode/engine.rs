@@ -95,7 +95,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
     ///
     /// # Errors
     /// [`Error::Request`] or [`Error::Context`] for a prompt that is empty, too long, or not of this vocabulary;
-    /// [`Error::Logits`] where the model's numbers are no distribution.
+    /// [`Error::Parameter`] for stop strings without text or a bias outside the vocabulary; [`Error::NoLikelihood`] for
+    /// log-probabilities with diffusion; [`Error::At`] with [`Error::Logits`] where the model's numbers are no distribution,
+    /// and with [`Error::Integration`] where an adaptive solver does not arrive.
     pub fn generate(
         &self,
         requests: &[Request],
@@ -194,6 +196,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         let (vocabulary, context) = (self.lm.config.vocab_size, self.lm.config.max_positions);
         if let Some(token) = generation.sampler.params().logit_bias.keys().find(|&&token| token as usize >= vocabulary)
         {
+            let token = format!("{token}, in a vocabulary of {vocabulary}");
             return Err(Error::parameter("token of a logit bias", token, "in the vocabulary"));
         }
         for (request, asked) in requests.iter().enumerate() {
@@ -205,7 +208,13 @@ impl<'m, B: Backend> Decoder<'m, B> {
                 return refuse(format!("token {token} is not in the vocabulary of {vocabulary}"));
             }
             if let Some(class) = asked.class.filter(|&class| class >= self.classes) {
-                return refuse(format!("class {class} is none of the adapter's {} classes", self.classes));
+                return refuse(match self.classes {
+                    0 => format!(
+                        "class {class} was given, and this model has none: leave it out, or decode with an \
+                        adapter that was trained with guidance classes"
+                    ),
+                    classes => format!("class {class} is none of the adapter's {classes} classes"),
+                });
             }
             let (tokens, wanted) = (asked.tokens.len(), generation.max_tokens);
             if tokens + wanted > context {
@@ -316,7 +325,7 @@ impl<'m, B: Backend> Decoder<'m, B> {
         }
         let Running { rows, cache, hidden, conditions } = batch;
         let (Some(diffuser), Some(conditions)) = (&self.diffuser, conditions) else {
-            let spent = rows.iter().map(|_| Spent::default()).collect();
+            let spent = rows.iter().map(|_| Spent { evaluations: 1, ..Spent::default() }).collect();
             return Ok(Some((self.lm.logits(hidden.clone()), spent)));
         };
         let x0 = rows
@@ -336,8 +345,9 @@ impl<'m, B: Backend> Decoder<'m, B> {
         })?;
         Ok(diffused.map(|diffused| {
             let mut guesses = diffused.guesses.into_iter();
-            let costs = diffused.passes.into_iter().zip(diffused.rounds);
-            let spent = costs.map(|(passes, rounds)| Spent {
+            let costs = diffused.evaluations.into_iter().zip(diffused.passes.into_iter().zip(diffused.rounds));
+            let spent = costs.map(|(evaluations, (passes, rounds))| Spent {
+                evaluations,
                 passes,
                 rounds,
                 guesses: guesses.next().unwrap_or_default(),

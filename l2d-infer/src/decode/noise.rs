@@ -30,6 +30,9 @@ pub trait Noise {
     /// Draws from `softmax(logits / temperature)` for the velocity of slope call number `call` (counted over the token,
     /// the one at `t = 0` included).
     ///
+    /// Must be a function of its arguments: a parallel decoder asks several times for one place, call and lane, out of order,
+    /// and with logits of states that it then drops.
+    ///
     /// # Errors
     /// Where the logits are no distribution.
     fn velocity_token(&mut self, at: Place, call: usize, lane: Lane, logits: &[f32], temperature: f64)

@@ -16,7 +16,7 @@ use l2d_core::lm::host_values;
 use super::course::{GridCourse, Where};
 use super::diffuser::{Conditions, Diffused, Diffuser, Guess, Positions, pick_rows};
 use super::noise::Lane;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sampler::argmax;
 use crate::velocity::COLDEST;
 
@@ -94,13 +94,18 @@ impl<B: Backend> Diffuser<'_, B> {
     ) -> Result<Option<Diffused<B>>> {
         let (rows, lanes, d) = (positions.hidden.dims()[0], conditions.lanes(), self.dim());
         // As a sequential decoder would draw: `lane` is 1 for guidance's second velocity.
-        let mut token =
-            |row: usize, call: usize, lane: usize, logits: &[f32]| match (lane, course.calls[call].temperature) {
+        let mut token = |row: usize, call: usize, lane: usize, logits: &[f32]| {
+            match (lane, course.calls[call].temperature) {
                 (1, _) if !conditions.guided[row] => Ok(0),
                 (_, temperature) if temperature <= COLDEST => argmax(logits).map_err(|error| error.in_row(row)),
                 (0, temperature) => draw(row, call, Lane::Class, logits, temperature),
                 (_, temperature) => draw(row, call, Lane::NoClass, logits, temperature),
-            };
+            }
+            .and_then(|token| match token < logits.len() {
+                true => Ok(token),
+                false => Err(Error::parameter("drawn token", token, "in the vocabulary")),
+            })
+        };
 
         // The base LM's logits are those at t = 0, and the first guess everywhere.
         let base = host_values(self.model.lm.logits(positions.hidden.clone()));
@@ -251,7 +256,8 @@ impl<B: Backend> Diffuser<'_, B> {
         let guesses = guesses.collect();
         let closing: Vec<f32> = tracks.into_iter().flat_map(|track| track.closing.unwrap_or_default()).collect();
         let logits = Tensor::from_data(TensorData::new(closing, [rows, vocabulary]), &positions.hidden.device());
-        Ok(Some(Diffused { x, logits, passes, rounds, guesses }))
+        let evaluations = vec![course.grid.evaluations(); rows];
+        Ok(Some(Diffused { x, logits, evaluations, passes, rounds, guesses }))
     }
 
     /// What the tokens of all rows and calls stand for, `[rows, calls, lanes, d]` flattened.

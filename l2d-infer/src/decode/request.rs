@@ -108,7 +108,10 @@ pub struct Completion {
     pub text: String,
     /// Why it ended.
     pub finish: FinishReason,
-    /// Evaluations of the diffusion path over all tokens.
+    /// Evaluations over all tokens as a budget counts them: that of the plain LM at `t = 0` and the closing one included,
+    /// a guided one once.
+    pub evaluations: usize,
+    /// Evaluations of the diffusion path over all tokens: none at `t = 0`, two where guidance asks for two velocities.
     pub passes: usize,
     /// Forward passes these took: fewer where several evaluations were made at once.
     pub rounds: usize,
@@ -121,13 +124,15 @@ pub struct Completion {
 pub enum Event<'a> {
     /// A token was drawn.
     Token {
-        /// The request's place in the batch.
+        /// The request's place among those given.
         request: usize,
         /// The token.
         token: u32,
         /// Text that is certain now; may be empty, and may belong to earlier tokens.
         text: &'a str,
-        /// Evaluations of the diffusion path spent on it.
+        /// Evaluations spent on it, as a budget counts them.
+        evaluations: usize,
+        /// Evaluations of the diffusion path among them.
         passes: usize,
         /// Forward passes these took.
         rounds: usize,
@@ -138,7 +143,7 @@ pub enum Event<'a> {
     },
     /// A sequence ended.
     Finished {
-        /// The request's place in the batch.
+        /// The request's place among those given.
         request: usize,
         /// The rest of its text.
         text: &'a str,

@@ -12,10 +12,18 @@ use crate::stop::StopWatch;
 /// What one token cost, and what was seen on the way to it.
 #[derive(Default)]
 pub(super) struct Spent {
+    pub(super) evaluations: usize,
     pub(super) passes: usize,
     pub(super) rounds: usize,
     pub(super) guesses: Vec<Guess>,
     pub(super) log_probability: Option<TokenLogProbability>,
+}
+
+impl Spent {
+    /// The same costs, without what was seen.
+    pub(super) fn costs(&self) -> Self {
+        Self { evaluations: self.evaluations, passes: self.passes, rounds: self.rounds, ..Self::default() }
+    }
 }
 
 /// A sequence that is not complete.
@@ -27,6 +35,7 @@ pub(super) struct Row<'a> {
     prompt: usize,
     /// Prompt and new tokens.
     pub(super) tokens: Vec<u32>,
+    evaluations: usize,
     passes: usize,
     rounds: usize,
     log_probabilities: Vec<TokenLogProbability>,
@@ -48,6 +57,7 @@ impl<'a> Row<'a> {
             class: asked.class,
             prompt: asked.tokens.len(),
             tokens: asked.tokens.clone(),
+            evaluations: 0,
             passes: 0,
             rounds: 0,
             log_probabilities: Vec::new(),
@@ -67,6 +77,7 @@ impl<'a> Row<'a> {
             class: self.class,
             prompt: self.prompt,
             tokens: self.tokens.clone(),
+            evaluations: self.evaluations,
             passes: self.passes,
             rounds: self.rounds,
             log_probabilities: self.log_probabilities.clone(),
@@ -134,7 +145,8 @@ impl Row<'_> {
         emit: &mut dyn FnMut(Event<'_>),
     ) -> Option<FinishReason> {
         self.tokens.push(token);
-        let Spent { passes, rounds, guesses, log_probability } = spent;
+        let Spent { evaluations, passes, rounds, guesses, log_probability } = spent;
+        self.evaluations += evaluations;
         self.passes += passes;
         self.rounds += rounds;
         let stop = generation.stop_tokens.contains(&token);
@@ -144,6 +156,7 @@ impl Row<'_> {
             request,
             token,
             text: &piece,
+            evaluations,
             passes,
             rounds,
             guesses: &guesses,
@@ -186,6 +199,7 @@ impl Row<'_> {
             tokens: self.tokens.split_off(self.prompt),
             text: self.text,
             finish: reason,
+            evaluations: self.evaluations,
             passes: self.passes,
             rounds: self.rounds,
             log_probabilities: self.log_probabilities,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::Decoder;
 use super::noise::SeededNoise;
 use super::request::{Completion, Detokenizer, FinishReason, Generation, Request};
-use super::row::{Row, Spent};
+use super::row::Row;
 use crate::error::{Error, Result};
 use crate::rng::{self, Purpose};
 use crate::sampler::{log_softmax, top};
@@ -22,7 +22,8 @@ use crate::sampler::{log_softmax, top};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BeamParams {
-    /// Hypotheses kept at each token. 1 takes the most likely token always.
+    /// Hypotheses kept at each token. 1 takes the most likely token always (where [`Stopping::Certain`] does not look beyond
+    /// its end).
     pub hypotheses: usize,
     /// A hypothesis of `n` tokens scores its log-likelihood divided by `n^length_exponent`: 0 is the likelihood itself, more
     /// favours long ones.
@@ -100,8 +101,11 @@ pub struct Hypothesis {
 /// What a search found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Search {
-    /// The finished hypotheses, best score first; no more than were kept.
+    /// The finished hypotheses, best score first; no more than were kept. Of a search that was called off, then those that
+    /// had not ended.
     pub hypotheses: Vec<Hypothesis>,
+    /// Whether it was called off: what was chosen may not be what the search would have found.
+    pub interrupted: bool,
     /// The place of the one that was chosen.
     pub chosen: usize,
     /// Evaluations of the diffusion path over all hypotheses, dropped ones included.
@@ -171,7 +175,7 @@ impl<B: Backend> Decoder<'_, B> {
         // Text is only followed on the way where it can end a hypothesis.
         let watched = if generation.stop_strings.as_slice().is_empty() { None } else { text };
         let mut noise = SeededNoise { seed: generation.seed };
-        let mut search = Search { hypotheses: Vec::new(), chosen: 0, passes: 0, main_passes: 0 };
+        let mut search = Search { hypotheses: Vec::new(), chosen: 0, interrupted: false, passes: 0, main_passes: 0 };
         let mut finished: Vec<Hypothesis> = Vec::new();
         let mut live = vec![Live { row: Row::new(number, request, generation, watched), log_likelihood: 0.0 }];
         let end = |live: Live<'_>, reason: FinishReason| {
@@ -190,29 +194,40 @@ impl<B: Backend> Decoder<'_, B> {
             let logits = host_values(logits);
             let vocabulary = logits.len() / live.len();
             search.passes += spent.iter().map(|spent| spent.passes).sum::<usize>();
-            let ways = self.ways(&live, &logits, vocabulary, 2 * kept + generation.stop_tokens.len(), generation)?;
-            let spent: Vec<[usize; 2]> = spent.iter().map(|spent| [spent.passes, spent.rounds]).collect();
-            let (mut next, mut parents) = (Vec::new(), Vec::new());
-            for (rank, way) in ways.into_iter().enumerate() {
-                if next.len() == kept {
+            let mut count = kept.saturating_mul(2).saturating_add(generation.stop_tokens.len());
+            let (mut next, mut parents, mut ended);
+            loop {
+                let ways = self.ways(&live, &logits, vocabulary, count, generation)?;
+                let (looked_at, mut stopped) = (ways.len(), false);
+                (next, parents, ended) = (Vec::new(), Vec::new(), Vec::new());
+                for (rank, way) in ways.into_iter().enumerate() {
+                    if next.len() == kept {
+                        break;
+                    }
+                    let mut row = live[way.from].row.fork(watched, generation);
+                    let reason = row.accept(way.token, spent[way.from].costs(), generation, &mut |_| ());
+                    let forked = Live { row, log_likelihood: way.log_likelihood };
+                    match reason {
+                        None => {
+                            next.push(forked);
+                            parents.push(way.from);
+                        }
+                        Some(reason) => {
+                            stopped |= matches!(reason, FinishReason::StopString(_));
+                            // The end counts only if it is among the best ways on itself.
+                            if rank < kept {
+                                ended.push((forked, reason));
+                            }
+                        }
+                    }
+                }
+                // Any number of tokens may complete a stop string: look further until enough go on.
+                if next.len() == kept || !stopped || looked_at < count {
                     break;
                 }
-                let parent = &live[way.from];
-                let mut row = parent.row.fork(watched, generation);
-                let [passes, rounds] = spent[way.from];
-                let spent = Spent { passes, rounds, ..Spent::default() };
-                let reason = row.accept(way.token, spent, generation, &mut |_| ());
-                let forked = Live { row, log_likelihood: way.log_likelihood };
-                match reason {
-                    None => {
-                        next.push(forked);
-                        parents.push(way.from);
-                    }
-                    // The end counts only if it is among the best ways on itself.
-                    Some(reason) if rank < kept => finished.push(end(forked, reason)),
-                    Some(_) => {}
-                }
+                count = count.saturating_mul(2);
             }
+            finished.extend(ended.into_iter().map(|(forked, reason)| end(forked, reason)));
             finished.sort_by(|a, b| b.score.total_cmp(&a.score));
             finished.truncate(kept);
             live = next;
@@ -227,10 +242,12 @@ impl<B: Backend> Decoder<'_, B> {
             search.main_passes += last.len();
             running.hidden = self.forward(&last, &mut running.cache);
         }
-        // Called off: what there is, with an end of its own.
+        // Called off: what there is, with an end of its own, behind what had ended.
         if !live.is_empty() {
-            finished.extend(live.into_iter().map(|live| end(live, FinishReason::Cancelled)));
-            finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+            search.interrupted = true;
+            let mut open: Vec<Hypothesis> = live.into_iter().map(|live| end(live, FinishReason::Cancelled)).collect();
+            open.sort_by(|a, b| b.score.total_cmp(&a.score));
+            finished.extend(open);
             finished.truncate(kept);
         }
         search.chosen = choose(&finished, beam, generation.seed, request.sequence);
@@ -238,7 +255,7 @@ impl<B: Backend> Decoder<'_, B> {
         Ok(search)
     }
 
-    /// The best ways on from all hypotheses together, best first.
+    /// The `count` best ways on from all hypotheses together, best first.
     fn ways(
         &self,
         live: &[Live<'_>],
@@ -247,7 +264,12 @@ impl<B: Backend> Decoder<'_, B> {
         count: usize,
         generation: &Generation,
     ) -> Result<Vec<Way>> {
-        let mut ways = Vec::with_capacity(live.len() * count);
+        // Equal likelihoods: the earlier hypothesis, then the lower token, as `top` leaves them.
+        let best_first = |ways: &mut Vec<Way>| {
+            ways.sort_by(|a, b| b.log_likelihood.total_cmp(&a.log_likelihood));
+            ways.truncate(count);
+        };
+        let mut ways = Vec::new();
         for (from, (hypothesis, logits)) in live.iter().zip(logits.chunks_exact(vocabulary)).enumerate() {
             let adjusted = generation.sampler.adjust(logits, hypothesis.row.history());
             let log_probabilities =
@@ -258,9 +280,8 @@ impl<B: Backend> Decoder<'_, B> {
                 token,
                 log_likelihood: hypothesis.log_likelihood + log,
             }));
+            best_first(&mut ways);
         }
-        // Equal likelihoods: the earlier hypothesis, then the lower token, as `top` left them.
-        ways.sort_by(|a, b| b.log_likelihood.total_cmp(&a.log_likelihood));
         Ok(ways)
     }
 

@@ -175,7 +175,7 @@ struct System {
     t: f64,
     step: f64,
     x: Vec<f64>,
-    /// The slope at `(t, x)`: the last stage of the step that led here.
+    /// The last stage of the step that led here: the slope at `(t, x)`, or for a tableau without that property one near it.
     slope: Vec<f64>,
     evaluations: usize,
     /// The longest last step that may be tried, once one that ended at `T` was rejected.
@@ -356,6 +356,9 @@ impl Adaptive {
                 (if size < 1e-5 || speed < 1e-5 { 1e-6 } else { 0.01 * size / speed }, speed)
             })
             .collect();
+        // Where steps are clipped, no slope is asked for beyond the end.
+        let within = |step: f64| if let End::Clip(last) = self.end { step.min(last) } else { step };
+        let guesses: Vec<(f64, f64)> = guesses.into_iter().map(|(step, speed)| (within(step), speed)).collect();
         let times: Vec<f64> = guesses.iter().map(|(step, _)| *step).collect();
         let states: Vec<f64> = systems
             .iter()
@@ -383,12 +386,14 @@ impl Adaptive {
         let mut step = system.step;
         if let End::Clip(last) = self.end {
             let left = last - system.t;
-            if step >= left && left > 1.001 * system.last_step {
+            // A step that would leave a sliver goes to the end.
+            let reaches = step >= left || left - step < 1e-3 * step;
+            if reaches && left > 1.001 * system.last_step {
                 // A step to the end was rejected: go to where one of the length that may do begins. (At the end of the
                 // diffusion the slope jumps to zero, and whatever step ends there has to be short.)
                 step = left - system.last_step;
-            } else if step >= left || left - step < 1e-3 * step {
-                step = left; // and leave no sliver
+            } else if reaches {
+                step = left;
             }
         }
         let moves = system.t + step > system.t;
@@ -426,7 +431,7 @@ impl Adaptive {
             .zip(system.x.iter().zip(&next))
             .map(|(error, (before, after))| (error / (atol + rtol * before.abs().max(after.abs()))).powi(2));
         let ratio = (squares.sum::<f64>() / next.len() as f64).sqrt();
-        if !ratio.is_finite() {
+        if !next.iter().chain(&error).all(|x| x.is_finite()) || ratio.is_nan() {
             return Err(IntegrationError::Failed(Failure::NotFinite { system: system.number, t: system.t }));
         }
         let factor = if ratio == 0.0 {
@@ -575,6 +580,35 @@ mod tests {
             assert!((solution.x[0] - target).abs() < 0.1, "{solver}: {}", solution.x[0]);
             assert!(solution.evaluations[0] < 200, "{solver}: {}", solution.evaluations[0]);
         }
+    }
+
+    #[test]
+    fn a_rejected_step_that_nearly_reached_the_end_is_not_tried_again() {
+        let target = 12.0;
+        for solver in AdaptiveSolver::ALL {
+            for i in 0..40 {
+                // From steps that leave a sliver to steps that reach beyond.
+                let first_step = Some(0.998 + 6e-5 * f64::from(i));
+                let slope = |_: &[usize], t: &[f64], x: &[f64]| {
+                    Ok::<_, Infallible>(vec![if t[0] >= 1.0 { 0.0 } else { (target - x[0]) / (1.0 - t[0]) }])
+                };
+                let params = AdaptiveParams { first_step, ..Default::default() };
+                let adaptive = Adaptive::new(solver, params, End::Clip(1.0)).unwrap();
+                let solution = adaptive.integrate(vec![-50.0], 1, slope, |_, _, _| ());
+                let solution = solution.unwrap_or_else(|error| panic!("{solver} {first_step:?}: {error}"));
+                assert!(solution.evaluations[0] < 200, "{solver} {first_step:?}: {}", solution.evaluations[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn tolerances_too_small_for_the_numbers_are_not_called_a_broken_slope() {
+        let params = AdaptiveParams { atol: 1e-200, rtol: 1e-200, ..Default::default() };
+        let adaptive = Adaptive::new(AdaptiveSolver::Dopri5, params, End::Clip(1.0)).unwrap();
+        let slope = |_: &[usize], t: &[f64], _: &[f64]| Ok::<_, Infallible>(vec![(9.0 * t[0]).sin()]);
+        let error = adaptive.integrate(vec![0.0], 1, slope, |_, _, _| ()).unwrap_err();
+        let short = matches!(error, IntegrationError::Failed(Failure::Underflow { .. } | Failure::TooMany { .. }));
+        assert!(short, "{error}");
     }
 
     #[test]
