@@ -223,9 +223,9 @@ pub(crate) struct DecodeArgs {
 }
 
 impl DecodeArgs {
-    /// Refuses diffusion flags that would have no effect.
-    pub(crate) fn check(&self, has_adapter: bool) -> Result<(), CliError> {
-        let given = [
+    /// The flags of the diffusion, and whether they were given.
+    pub(crate) fn diffusion_flags(&self) -> [(&'static str, bool); 11] {
+        [
             ("--velocity", self.velocity.is_some()),
             ("--solver", self.solver.is_some()),
             ("--velocity-temperature", self.velocity_temperature.is_some()),
@@ -237,7 +237,13 @@ impl DecodeArgs {
             ("--rtol", self.rtol.is_some()),
             ("--first-step", self.first_step.is_some()),
             ("--max-evaluations", self.max_evaluations.is_some()),
-        ];
+        ]
+    }
+
+    /// Refuses diffusion flags that would have no effect with this model, and what makes no sense of the others.
+    pub(crate) fn check(&self, has_adapter: bool) -> Result<(), CliError> {
+        self.sampling().check()?;
+        let given = self.diffusion_flags();
         let usage = |flag: &str, reason: &str| Err(CliError::Usage(format!("{flag} {reason}")));
         let expectation =
             self.velocity.is_some_and(|kind| !matches!(kind, VelocityKind::Sampled | VelocityKind::Argmax));
@@ -398,7 +404,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", requires = "json", conflicts_with = "beams")]
     pub(crate) logprobs: Option<usize>,
 
-    /// One JSON object for each answer on stdout, once it is complete.
+    /// One JSON object for each answer on stdout, once all are complete.
     #[arg(long)]
     pub(crate) json: bool,
 

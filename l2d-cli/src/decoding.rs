@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 use l2d_infer::decode::{AdaptiveSteps, BeamParams, DecodeMode, DiffusionParams, Stopping};
-use l2d_infer::ode::{AdaptiveParams, AdaptiveSolver, Solver};
+use l2d_infer::ode::{AdaptiveParams, AdaptiveSolver, FixedGrid, Solver};
 use l2d_infer::sampler::SamplingParams;
 use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise};
@@ -59,7 +59,13 @@ impl DecodeArgs {
                 "--steps means nothing with --solver {solver}, which takes as many as --atol and --rtol ask for"
             ))),
             (Some(_), None) => Ok(vec![Budget::Adaptive]),
-            (None, asked) => Ok(asked.unwrap_or(usual).iter().copied().map(Budget::Evaluations).collect()),
+            (None, Some(asked)) => Ok(asked.iter().copied().map(Budget::Evaluations).collect()),
+            // Of the usual ones each solver takes the next that its steps add up to: the paper's 15 is 17 with `rk4`.
+            (None, None) => {
+                let fits = |&count: &usize| FixedGrid::for_evaluations(self.fixed_solver(), count, 1.0).is_ok();
+                let fitting = |&usual: &usize| (usual..2 * usual + 1).find(fits).unwrap_or(usual);
+                Ok(usual.iter().map(fitting).map(Budget::Evaluations).collect())
+            }
         }
     }
 
@@ -67,6 +73,20 @@ impl DecodeArgs {
     pub(crate) fn budget(&self, asked: Option<usize>, usual: usize) -> Result<Budget, CliError> {
         let budgets = self.budgets(asked.as_ref().map(std::slice::from_ref), &[usual])?;
         Ok(budgets[0])
+    }
+
+    /// Refuses flags of the diffusion where all budgets are 1, the plain LM.
+    pub(crate) fn refuse_idle_flags(&self, budgets: &[Budget]) -> Result<(), CliError> {
+        match self.diffusion_flags().into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) if budgets.iter().all(|&budget| budget == Budget::Evaluations(1)) => {
+                Err(CliError::Usage(format!("{flag} means nothing with --steps 1, the plain LM: ask for more steps")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn fixed_solver(&self) -> Solver {
+        self.solver.and_then(|solver| solver.name().parse().ok()).unwrap_or_default()
     }
 
     /// The diffusion that spends `budget` on each token.
@@ -100,7 +120,7 @@ impl DecodeArgs {
                 Budget::Evaluations(count) => count,
                 Budget::Adaptive => usual.evaluations,
             },
-            solver: self.solver.and_then(|solver| solver.name().parse::<Solver>().ok()).unwrap_or_default(),
+            solver: self.fixed_solver(),
             final_t: self.final_time.unwrap_or(usual.final_t),
             estimate: match self.velocity.unwrap_or(velocity) {
                 VelocityKind::Sampled => Estimate::Sampled { schedule },
@@ -123,11 +143,12 @@ impl DecodeArgs {
         }
     }
 
-    /// Its name.
+    /// The name of the mode that these flags end up with: only tokens on a grid of times can be guessed ahead.
     pub(crate) fn mode_name(&self) -> &'static str {
+        let expectation = matches!(self.diffusion(Budget::Evaluations(1)).estimate, Estimate::Expectation { .. });
         match self.mode() {
-            DecodeMode::Sequential => "sequential",
-            DecodeMode::Parallel => "parallel",
+            DecodeMode::Parallel if !expectation && self.solver.and_then(SolverKind::adaptive).is_none() => "parallel",
+            DecodeMode::Parallel | DecodeMode::Sequential => "sequential",
         }
     }
 

@@ -77,7 +77,9 @@ impl CliError {
             Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => Some(
                 "the weights do not belong to this config.json, or the download is incomplete; fetch the model again",
             ),
-            Error::ChatTemplate(_) => Some("feed the prompt as it is with --raw, or use a model with a chat template"),
+            Error::ChatTemplate(_) => {
+                Some("use a model with a chat template, or feed a prompt as it is: l2d generate --raw")
+            }
             _ => None,
         }
     }
@@ -86,7 +88,9 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Interrupted => ExitCode::from(130),
-            Self::Usage(_) => ExitCode::from(2),
+            Self::Usage(_) | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => {
+                ExitCode::from(2)
+            }
             _ => ExitCode::FAILURE,
         }
     }

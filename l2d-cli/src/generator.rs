@@ -34,10 +34,12 @@ pub(crate) fn messages(turns: &[Turn]) -> Vec<Message> {
 /// Sequences a thread should have at least: below, the products are too thin to be worth a pass over the weights.
 const ROWS_PER_THREAD: usize = 16;
 
-/// The chosen hypothesis of a search, at the cost of all.
+/// The chosen hypothesis of a search, at the cost of all. Of one that was called off it is no result.
 fn chosen(search: Search) -> decode::Completion {
-    let Search { mut hypotheses, chosen, passes, .. } = search;
-    decode::Completion { passes, ..hypotheses.swap_remove(chosen).completion }
+    let Search { mut hypotheses, chosen, interrupted, evaluations, passes, .. } = search;
+    let found = hypotheses.swap_remove(chosen).completion;
+    let finish = if interrupted { decode::FinishReason::Cancelled } else { found.finish };
+    decode::Completion { finish, evaluations, passes, ..found }
 }
 
 impl<B: Backend> ModelGenerator<'_, B> {
@@ -94,7 +96,7 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
                 text: completion.text,
                 tokens: completion.tokens.len(),
                 prompt_tokens: prompt.tokens.len(),
-                evaluations: completion.passes,
+                evaluations: completion.evaluations,
                 finish: match completion.finish {
                     decode::FinishReason::StopToken(_) => FinishReason::EndOfTurn,
                     decode::FinishReason::StopString(_) => FinishReason::StopString,

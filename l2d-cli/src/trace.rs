@@ -22,7 +22,7 @@ struct Token {
     index: usize,
     id: u32,
     text: String,
-    /// Evaluations of the diffusion path.
+    /// Evaluations, as a budget counts them.
     evaluations: usize,
     /// Forward passes they took.
     rounds: usize,
@@ -63,12 +63,22 @@ impl<'a> Trace<'a> {
         self.tokens.push(Token { index, id, text: name(id), evaluations, rounds, settled, guesses });
     }
 
-    /// Writes `path` with the endings `jsonl` (a line for the settings, then one for each token) and `html`.
+    /// Writes `path` with the endings `.jsonl` (a line for the settings, then one for each token) and `.html` added; if it has
+    /// one of the two, that one is the name of both.
     ///
     /// # Errors
     /// [`CliError`] where a file cannot be written.
     pub(crate) fn write(&self, path: &Path, settings: &Value) -> Result<[PathBuf; 2], CliError> {
-        let (lines, page) = (path.with_extension("jsonl"), path.with_extension("html"));
+        let stem = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("jsonl" | "html") => path.with_extension(""),
+            _ => path.to_path_buf(),
+        };
+        let ended = |ending: &str| {
+            let mut name = stem.clone().into_os_string();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let (lines, page) = (ended(".jsonl"), ended(".html"));
         write_atomically(&lines, |out| {
             writeln!(out, "{}", tagged("settings", settings.clone()))?;
             for token in &self.tokens {
@@ -108,7 +118,9 @@ mod tests {
         trace.push(7, 14, 3, &[guess(0.0, 5), guess(0.5, 7), guess(0.9, 7)]);
         trace.push(8, 14, 3, &[guess(0.0, 8), guess(0.9, 9)]);
         let settings = json!({ "prompt": "</script><!--<script>alert(1)</script>\u{2028}", "steps": 15 });
-        let [lines, page] = trace.write(&folder.path().join("a.trace"), &settings).unwrap();
+        let [lines, page] = trace.write(&folder.path().join("T0.99"), &settings).unwrap();
+        assert_eq!([&lines, &page], [&folder.path().join("T0.99.jsonl"), &folder.path().join("T0.99.html")]);
+        assert_eq!(trace.write(&page, &settings).unwrap(), [lines.clone(), page.clone()]);
         let page = std::fs::read_to_string(page).unwrap();
         assert_eq!(page.matches("</script>").count(), PAGE.matches("</script>").count());
         assert!(!page.contains("<!--<script>") && !page.contains(PLACE));

@@ -86,6 +86,7 @@ fn speed_is_measured_and_written_down() {
     assert!(report["memory_bandwidth"].as_f64().unwrap() > 1e6 && report["weight_bytes"].as_u64().unwrap() > 0);
     assert!(report["runs"][1]["tokens_per_second"].as_f64().unwrap() > 0.0);
     assert_eq!(report["runs"][1]["tokens"], 12);
+    assert_eq!((&report["kv_cache"], &report["diffusion"]), (&"f32".into(), &serde_json::Value::Null));
 }
 
 #[test]
@@ -185,9 +186,47 @@ fn weights_may_be_kept_in_any_format() {
     for weights in ["f16", "bf16", "q8_0", "q4_1"] {
         answer(&["--weights", weights]);
     }
+    answer(&["--kv-cache", "f16"]);
+    assert_eq!(answer(&["--kv-cache", "f32"]), stored);
+    generate(&tiny()).args(["--kv-cache", "q4", "x"]).assert().code(2).stderr(contains("f16"));
     generate(&tiny()).args(["--weights", "q2", "x"]).assert().code(2).stderr(contains("q4_1"));
     generate(&tiny()).args(["--class", "maths", "x"]).assert().code(2).stderr(contains("--adapter"));
     generate(&tiny()).args(["--guidance", "2", "x"]).assert().code(2).stderr(contains("--class"));
+}
+
+#[test]
+fn flags_without_effect_and_numbers_out_of_range_are_refused() {
+    let adapter = tiny().join("adapter.safetensors");
+    let diffused = |flags: &[&str]| {
+        let mut command = generate(&tiny());
+        command.arg("--adapter").arg(&adapter).args(flags).args(["--max-tokens", "2", "3*4"]);
+        command.assert()
+    };
+    for flags in [["--velocity", "argmax"], ["--solver", "heun2"], ["--decode", "sequential"]] {
+        diffused(&[&flags[..], &["--steps", "1"]].concat())
+            .code(2)
+            .stderr(contains(flags[0]).and(contains("--steps 1")));
+    }
+    // The solver's own next budget where none is asked for.
+    diffused(&["--solver", "rk4"]).success().stderr(contains("17 evaluations each"));
+    diffused(&["--solver", "rk4", "--steps", "15"]).code(2).stderr(contains("13 and 17"));
+    diffused(&["--velocity-temperature", "-1"]).code(2).stderr(contains("velocity temperature is -1"));
+    diffused(&["--final-time", "1.5"]).code(2).stderr(contains("1.5"));
+    diffused(&["--solver", "dopri5", "--atol", "0"]).code(2).stderr(contains("atol"));
+    diffused(&["--top-p", "2"]).code(2).stderr(contains("top_p is 2"));
+    diffused(&["--repetition-penalty", "1e-50"]).code(2).stderr(contains("repetition_penalty"));
+
+    let mut chat = l2d();
+    chat.args(["chat", "--top-p", "2", "--model"]).arg(tiny()).write_stdin("hello\n");
+    chat.assert().code(2).stderr(contains("top_p is 2"));
+    let bench = |flags: &[&str]| {
+        let mut command = l2d();
+        command.args(["bench", "decode", "--model"]).arg(tiny()).arg("--adapter").arg(&adapter).args(flags);
+        command.assert().code(2)
+    };
+    bench(&["--tokens", "1"]).stderr(contains("--tokens must be at least 2"));
+    bench(&["--repeats", "0"]).stderr(contains("--repeats"));
+    bench(&["--class", "maths"]).stderr(contains("without guidance classes"));
 }
 
 #[test]

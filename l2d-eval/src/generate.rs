@@ -48,7 +48,7 @@ pub struct Completion {
     pub tokens: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Evaluations of the diffusion path over all tokens, as the decoder counts them.
+    /// Evaluations over all tokens as a budget counts them: that of the plain LM at `t = 0` and the closing one included.
     pub evaluations: usize,
     /// Why it ended.
     pub finish: FinishReason,

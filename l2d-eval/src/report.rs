@@ -128,7 +128,7 @@ pub struct RunReport {
     pub seconds: f64,
     /// New tokens a second.
     pub tokens_per_second: Option<f64>,
-    /// Evaluations of the diffusion path over all tokens.
+    /// Evaluations over all tokens, as a budget counts them.
     pub evaluations: usize,
     /// The same for one token.
     pub evaluations_per_token: Option<f64>,
@@ -224,7 +224,7 @@ impl Report {
         for metric in &task.metrics {
             let _ = write!(text, " {}: {}.", metric.name, metric.description);
         }
-        text.push_str(" passes/token: of the diffusion path; at t = 0 it costs none.");
+        text.push_str(" evaluations/token: the closing one and that of the plain LM at t = 0 included.");
         for run in self.runs.iter().filter(|run| run.cut_off_rate > 0.0) {
             let share = 100.0 * run.cut_off_rate;
             let _ =
@@ -258,7 +258,7 @@ pub fn markdown_table(runs: &[RunReport]) -> String {
     }
     header.push("steps".to_owned());
     header.extend(names.iter().map(|name| format!("{name} %")));
-    header.extend(["format %", "samples", "passes/token", "tokens/s"].map(str::to_owned));
+    header.extend(["format %", "samples", "evaluations/token", "tokens/s"].map(str::to_owned));
 
     let mut rows = vec![header];
     for run in runs {

@@ -287,13 +287,13 @@ fn the_report_as_markdown() {
     insta::assert_snapshot!(report().to_markdown(), @r"
     ## arithmetic (version 1)
 
-    | steps |  accuracy % | format % | samples | passes/token | tokens/s |
-    | -----:| -----------:| --------:| -------:| ------------:| --------:|
-    |     1 | 60.0 ± 16.3 |    100.0 |      10 |        14.00 |     10.0 |
-    |    15 | 90.0 ± 10.0 |    100.0 |      10 |        14.00 |     10.0 |
+    | steps |  accuracy % | format % | samples | evaluations/token | tokens/s |
+    | -----:| -----------:| --------:| -------:| -----------------:| --------:|
+    |     1 | 60.0 ± 16.3 |    100.0 |      10 |             14.00 |     10.0 |
+    |    15 | 90.0 ± 10.0 |    100.0 |      10 |             14.00 |     10.0 |
 
     10 of 10 rows asked; 0 shots, at most 128 new tokens; prompts ce759156b2691a64f38c068157aab553.
-    ± is the standard error, clustered by question. accuracy: the worked solution's final number, compared as numbers. passes/token: of the diffusion path; at t = 0 it costs none.
+    ± is the standard error, clustered by question. accuracy: the worked solution's final number, compared as numbers. evaluations/token: the closing one and that of the plain LM at t = 0 included.
     ");
 }
 
@@ -315,10 +315,10 @@ fn a_table_of_several_series_names_them() {
     runs[1].series = "a|b".to_owned();
     runs[1].interrupted = true;
     insta::assert_snapshot!(markdown_table(&runs), @r"
-    | series | steps |  accuracy % | format % | samples | passes/token | tokens/s |
-    |:------ | -----:| -----------:| --------:| -------:| ------------:| --------:|
-    | L2D    |     1 | 60.0 ± 16.3 |    100.0 |      10 |        14.00 |     10.0 |
-    | a\|b   |   15* | 90.0 ± 10.0 |    100.0 |      10 |        14.00 |     10.0 |
+    | series | steps |  accuracy % | format % | samples | evaluations/token | tokens/s |
+    |:------ | -----:| -----------:| --------:| -------:| -----------------:| --------:|
+    | L2D    |     1 | 60.0 ± 16.3 |    100.0 |      10 |             14.00 |     10.0 |
+    | a\|b   |   15* | 90.0 ± 10.0 |    100.0 |      10 |             14.00 |     10.0 |
     ");
     assert_eq!(markdown_table(&[]), "");
 }

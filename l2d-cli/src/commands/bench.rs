@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::Backend;
 use l2d_infer::Decoder;
-use l2d_infer::decode::{Event, GenerationParams, Hooks, Request};
+use l2d_infer::decode::{DiffusionParams, Event, GenerationParams, Hooks, Request};
 use serde::Serialize;
 
 use crate::args::BenchDecodeArgs;
@@ -46,7 +46,12 @@ struct Report {
     weights: String,
     /// Number format of cached keys and values.
     kv_cache: &'static str,
+    /// How evaluations are laid out.
     decode: &'static str,
+    /// The diffusion at the largest budget; `None` for the plain LM.
+    diffusion: Option<DiffusionParams>,
+    /// The guidance class.
+    class: Option<String>,
     /// Bytes a second that all threads read together from a buffer larger than any cache.
     memory_bandwidth: f64,
     /// Bytes of packed base weights, which a forward pass reads once.
@@ -58,9 +63,16 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> Result<(), CliError> {
-    for (name, values) in [("--batch", &args.batch), ("--prompt", &args.prompt), ("--tokens", &vec![args.tokens])] {
-        if values.contains(&0) {
-            return Err(CliError::Usage(format!("{name} must be at least 1")));
+    // The first token comes with the prompt, so one token has no speed.
+    let (tokens, repeats) = (vec![args.tokens], vec![args.repeats]);
+    for (name, values, least) in [
+        ("--batch", &args.batch, 1),
+        ("--prompt", &args.prompt, 1),
+        ("--tokens", &tokens, 2),
+        ("--repeats", &repeats, 1),
+    ] {
+        if values.iter().any(|&value| value < least) {
+            return Err(CliError::Usage(format!("{name} must be at least {least}")));
         }
     }
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &B::Device::default())?;
@@ -69,6 +81,8 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
     for &budget in &budgets {
         model.check(&args.decode.diffusion(budget))?;
     }
+    args.decode.refuse_idle_flags(&budgets)?;
+    let class = model.class(args.decode.class.as_deref())?;
     let cancel = on_interrupt()?;
     let words = text.tokenizer.encode(PROSE, false)?;
     let lm = model.lm();
@@ -84,7 +98,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                 let requests: Vec<Request> = (0..batch as u64)
                     .map(|sequence| Request {
                         tokens: prompt_tokens(&words, prompt, sequence as usize),
-                        class: None,
+                        class,
                         sequence,
                     })
                     .collect();
@@ -96,7 +110,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                 };
                 let generation = generation.check()?;
                 let mut measured = Vec::with_capacity(args.repeats);
-                for _ in 0..args.repeats.max(1) {
+                for _ in 0..args.repeats {
                     // A new one each time: a decoder remembers prompts.
                     let decoder: Decoder<'_, B> = model.decoder(args.decode.diffusion(budget), args.decode.mode())?;
                     let start = Instant::now();
@@ -114,7 +128,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                     let passes: usize = completions.iter().map(|completion| completion.passes).sum();
                     let rounds: usize = completions.iter().map(|completion| completion.rounds).sum();
                     // The first token of each sequence came with the prompt.
-                    let after = tokens.saturating_sub(batch).max(1) as f64;
+                    let after = tokens.saturating_sub(batch) as f64;
                     let seconds = (end - first).as_secs_f64().max(1e-9);
                     let per_second = after / seconds;
                     let rounds_per_token = rounds as f64 / tokens.max(1) as f64;
@@ -133,7 +147,8 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
                     });
                 }
                 measured.sort_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
-                let median = measured.swap_remove(measured.len() / 2);
+                // Of two in the middle the slower one.
+                let median = measured.swap_remove((measured.len() - 1) / 2);
                 let share = median.bandwidth_share.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share));
                 say!(
                     "| {} | {} | {} | {:.0} | {:.1} | {:.0} | {:.1} | {} |",
@@ -164,6 +179,8 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
         weights: args.model.weights.map_or("stored".into(), |weights| weights.name()),
         kv_cache: args.model.cache_format().name(),
         decode: args.decode.mode_name(),
+        diffusion: budgets.last().filter(|_| args.model.adapter.is_some()).map(|&budget| args.decode.diffusion(budget)),
+        class: args.decode.class.clone(),
         memory_bandwidth,
         weight_bytes,
         peak_memory,

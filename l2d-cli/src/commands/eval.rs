@@ -40,6 +40,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         None => vec![1],
     };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
+    args.decode.refuse_idle_flags(&budgets)?;
     let beam = args.search.beam();
     let checked_beam = beam.map(|beam| beam.check()).transpose()?;
     // Refuse a number of steps that cannot be met before hours of those that can.

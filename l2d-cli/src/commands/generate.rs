@@ -33,6 +33,7 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
     };
     let class = model.class(args.decode.class.as_deref())?;
     let budget = args.decode.budget(args.steps, model.default_steps())?;
+    args.decode.refuse_idle_flags(&[budget])?;
     let decoder = model.decoder(args.decode.diffusion(budget), args.decode.mode())?.with_batch(TOGETHER);
     let generation = GenerationParams {
         max_tokens: model.room(args.max_tokens, 256, tokens.len()),
@@ -58,8 +59,8 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
     let (mut written, mut trace) = (Ok(()), Trace::new(&text.tokenizer));
     let mut show = |event: Event<'_>| {
         clock.first.get_or_insert_with(Instant::now);
-        if let Event::Token { token, passes, rounds, guesses, .. } = event {
-            trace.push(token, passes, rounds, guesses);
+        if let Event::Token { token, evaluations, rounds, guesses, .. } = event {
+            trace.push(token, evaluations, rounds, guesses);
         }
         let (Event::Token { text, .. } | Event::Finished { text, .. }) = event;
         if streamed {
@@ -86,20 +87,6 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         Ok(()) => {}
     }
     let end = Instant::now();
-    if let Some(path) = &args.trace {
-        let settings = json!({
-            "model": args.model.model,
-            "adapter": args.model.adapter,
-            "steps": budget,
-            "diffusion": args.decode.diffusion(budget),
-            "sampling": args.decode.sampling(),
-            "class": args.decode.class,
-            "seed": args.decode.seed,
-            "prompt": prompt,
-        });
-        let [lines, page] = trace.write(path, &settings)?;
-        eprintln!("[trace: {} and {}]", lines.display(), page.display());
-    }
     for (sample, completion) in completions.iter().enumerate() {
         match (args.json, streamed) {
             (true, _) => {
@@ -120,6 +107,20 @@ pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Resu
         }
     }
     clock.report(&completions, end);
+    if let Some(path) = &args.trace {
+        let settings = json!({
+            "model": args.model.model.display().to_string(),
+            "adapter": args.model.adapter.as_ref().map(|path| path.display().to_string()),
+            "steps": budget,
+            "diffusion": args.decode.diffusion(budget),
+            "sampling": args.decode.sampling(),
+            "class": args.decode.class,
+            "seed": args.decode.seed,
+            "prompt": prompt,
+        });
+        let [lines, page] = trace.write(path, &settings)?;
+        eprintln!("[trace: {} and {}]", lines.display(), page.display());
+    }
     if completions.iter().any(|completion| completion.finish == FinishReason::Cancelled) {
         return Err(CliError::Interrupted);
     }
@@ -153,7 +154,7 @@ impl Clock {
             Budget::Evaluations(steps) => {
                 format!("{steps} evaluations each in {:.1} rounds", each(sum(|completion| completion.rounds)))
             }
-            Budget::Adaptive => format!("{:.1} evaluations each", each(sum(|completion| completion.passes))),
+            Budget::Adaptive => format!("{:.1} evaluations each", each(sum(|completion| completion.evaluations))),
         };
         let ends = match completions {
             [one] => format!("; {}", describe(&one.finish)),
@@ -174,6 +175,7 @@ fn answer(text: &Text, completion: &Completion) -> Value {
         "text": completion.text,
         "tokens": completion.tokens,
         "finish": completion.finish,
+        "evaluations": completion.evaluations,
         "path_evaluations": completion.passes,
         "rounds": completion.rounds,
     });
@@ -203,7 +205,16 @@ fn show_search(args: &GenerateArgs, text: &Text, clock: &Clock, search: &Search)
             answer
         });
         let hypotheses: Vec<Value> = hypotheses.collect();
-        say!("{}", json!({ "chosen": search.chosen, "path_evaluations": search.passes, "hypotheses": hypotheses }))?;
+        say!(
+            "{}",
+            json!({
+                "chosen": search.chosen,
+                "interrupted": search.interrupted,
+                "evaluations": search.evaluations,
+                "path_evaluations": search.passes,
+                "hypotheses": hypotheses,
+            })
+        )?;
     } else {
         say!("{}", chosen.completion.text)?;
     }
@@ -216,9 +227,9 @@ fn show_search(args: &GenerateArgs, text: &Text, clock: &Clock, search: &Search)
         chosen.log_likelihood,
         chosen.score,
         search.passes,
-        describe(&chosen.completion.finish),
+        if search.interrupted { "interrupted" } else { describe(&chosen.completion.finish) },
     );
-    if chosen.completion.finish == FinishReason::Cancelled { Err(CliError::Interrupted) } else { Ok(()) }
+    if search.interrupted { Err(CliError::Interrupted) } else { Ok(()) }
 }
 
 fn prompt(given: &str) -> Result<String, CliError> {

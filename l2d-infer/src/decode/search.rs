@@ -108,7 +108,9 @@ pub struct Search {
     pub interrupted: bool,
     /// The place of the one that was chosen.
     pub chosen: usize,
-    /// Evaluations of the diffusion path over all hypotheses, dropped ones included.
+    /// Evaluations as a budget counts them over all hypotheses, dropped ones included.
+    pub evaluations: usize,
+    /// Evaluations of the diffusion path among them.
     pub passes: usize,
     /// Evaluations of the main path over all hypotheses, the prompt's apart.
     pub main_passes: usize,
@@ -175,7 +177,8 @@ impl<B: Backend> Decoder<'_, B> {
         // Text is only followed on the way where it can end a hypothesis.
         let watched = if generation.stop_strings.as_slice().is_empty() { None } else { text };
         let mut noise = SeededNoise { seed: generation.seed };
-        let mut search = Search { hypotheses: Vec::new(), chosen: 0, interrupted: false, passes: 0, main_passes: 0 };
+        let mut search =
+            Search { hypotheses: Vec::new(), chosen: 0, interrupted: false, evaluations: 0, passes: 0, main_passes: 0 };
         let mut finished: Vec<Hypothesis> = Vec::new();
         let mut live = vec![Live { row: Row::new(number, request, generation, watched), log_likelihood: 0.0 }];
         let end = |live: Live<'_>, reason: FinishReason| {
@@ -193,6 +196,7 @@ impl<B: Backend> Decoder<'_, B> {
             let Some((logits, spent)) = self.predict(running, &mut noise, false, cancelled)? else { break };
             let logits = host_values(logits);
             let vocabulary = logits.len() / live.len();
+            search.evaluations += spent.iter().map(|spent| spent.evaluations).sum::<usize>();
             search.passes += spent.iter().map(|spent| spent.passes).sum::<usize>();
             let mut count = kept.saturating_mul(2).saturating_add(generation.stop_tokens.len());
             let (mut next, mut parents, mut ended);
