@@ -15,6 +15,7 @@
 mod attention;
 mod blocks;
 mod elementwise;
+mod extension;
 mod lanes;
 mod packed;
 mod pages;
@@ -23,24 +24,6 @@ mod threads;
 
 pub use blocks::{BlockKind, Blocks};
 pub use elementwise::softmax_weights;
-pub(crate) use elementwise::{gated, normalised, rotated};
+pub use extension::DecodeOps;
 pub use packed::{LowRank, PackedFormat, PackedMatrix, WeightFormat};
 pub use pages::{CacheFormat, PageShape, PagedSequence, Place, attend};
-
-use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
-
-/// A tensor through a function of its values, row-major f32; the shape stays.
-///
-/// # Panics
-/// If the tensor is not f32, which a model with packed weights never computes.
-pub(crate) fn map<B: Backend, const D: usize>(x: Tensor<B, D>, f: impl FnOnce(&[f32]) -> Vec<f32>) -> Tensor<B, D> {
-    let (device, shape, data) = (x.device(), x.dims(), x.into_data());
-    let values = f(data.as_slice::<f32>().expect("packed models compute in f32"));
-    Tensor::from_data(TensorData::new(values, shape), &device)
-}
-
-/// A tensor's values, row-major, as f32.
-pub(crate) fn host_rows<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    crate::lm::host_values(tensor)
-}

@@ -214,7 +214,7 @@ impl PackedMatrix {
                         let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
                         let largest = values.iter().fold(0f32, |a, x| a.max(x.abs()));
                         // The scale as it is stored decides the rounding, as in ggml's reference quantiser.
-                        let scale = half::f16::from_f32(largest / 127.0);
+                        let scale = scale_of(&values, largest / 127.0);
                         let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
                         put_q8(bytes, column, scale, values.map(|x| (x * inverse).round().clamp(-127.0, 127.0) as i8));
                     }
@@ -226,7 +226,7 @@ impl PackedMatrix {
                         let values: [f32; BLOCK] = std::array::from_fn(|i| at(first + column, block * BLOCK + i));
                         let (low, high) =
                             values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
-                        let (scale, least) = (half::f16::from_f32((high - low) / 15.0), half::f16::from_f32(low));
+                        let (scale, least) = (scale_of(&values, (high - low) / 15.0), half::f16::from_f32(low));
                         let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
                         let quant = |x: f32| ((x - least.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
                         put_half(bytes, column, scale);
@@ -335,6 +335,11 @@ impl PackedMatrix {
         }
         values
     }
+}
+
+/// The scale of a block as it is stored: no number where one of the weights is none, so that the loss shows.
+fn scale_of(values: &[f32; BLOCK], scale: f32) -> half::f16 {
+    if values.iter().all(|x| x.is_finite()) { half::f16::from_f32(scale) } else { half::f16::NAN }
 }
 
 /// A low-rank correction of a packed matrix.

@@ -383,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_that_is_no_number_stays_none_in_every_format() {
+        for format in WeightFormat::ALL {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut dense = numbers(64 * 33, 1);
+                dense[40 * 33 + 32] = bad;
+                let packed = PackedMatrix::from_columns(&dense, 64, 33, format);
+                let y = packed.multiply(&[1.0; 64]);
+                assert!(!y[32].is_finite() && y[..32].iter().all(|x| x.is_finite()), "{format} {bad}");
+            }
+        }
+    }
+
+    #[test]
     fn corrections_and_biases_are_added() {
         let (inputs, outputs, rank, rows) = (64, 70, 5, 3);
         let (dense, a, b) = (numbers(inputs * outputs, 1), numbers(inputs * rank, 2), numbers(rank * outputs, 3));

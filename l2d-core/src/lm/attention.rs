@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::kv_cache::KvCache;
 use super::rope::{Rope, RopeTable};
 use crate::config::LmConfig;
-use crate::cpu::{self, PagedSequence, Place};
+use crate::cpu::{DecodeOps, PagedSequence, Place};
 
 /// Where a set of query rows sits: their rotary angles and what each may see. Made once, used by every block and, at a
 /// fixed position, by every evaluation of the diffusion path.
@@ -144,8 +144,7 @@ impl<B: Backend> DensePlan<B> {
 
 impl PagedPlan {
     fn rotate<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let rows = self.places.len();
-        cpu::map(x, |x| cpu::rotated(x, &self.cos, &self.sin, rows, self.cos.len() / rows.max(1)))
+        B::packed_rotate(x, &self.cos, &self.sin)
     }
 }
 
@@ -163,9 +162,7 @@ impl<B: Backend> Context<'_, B> {
     pub fn attend(self, plan: &AttentionPlan<B>, queries: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Tensors(keys, values) => attend(plan.as_dense(), queries, keys, values),
-            Self::Pages(sequences, layer) => {
-                cpu::map(queries, |queries| cpu::attend(sequences, layer, &plan.as_paged().places, queries))
-            }
+            Self::Pages(sequences, layer) => B::paged_attention(queries, sequences, layer, &plan.as_paged().places),
         }
     }
 }

@@ -4,9 +4,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::attention::{AttentionPlan, Context};
-use super::weights::host_values;
 use crate::config::LmConfig;
-use crate::cpu::{CacheFormat, PageShape, PagedSequence};
+use crate::cpu::{CacheFormat, DecodeOps, PageShape, PagedSequence};
 
 /// Keys (already rotated) and values of every block for a batch of sequences.
 ///
@@ -113,16 +112,7 @@ impl<B: Backend> KvCache<B> {
                 Context::Tensors(keys, values)
             }
             Store::Paged(sequences) => {
-                let places = &plan.as_paged().places;
-                let width = keys.dims()[1];
-                let (keys, values) = (host_values(keys), host_values(values));
-                let mut start = 0;
-                for (b, sequence) in sequences.iter_mut().enumerate() {
-                    let rows = places[start..].iter().take_while(|place| place.sequence == b).count();
-                    let part = start * width..(start + rows) * width;
-                    sequence.write(layer, &keys[part.clone()], &values[part]);
-                    start += rows;
-                }
+                B::paged_append(keys, values, sequences, layer, &plan.as_paged().places);
                 Context::Pages(sequences, layer)
             }
         }

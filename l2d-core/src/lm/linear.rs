@@ -5,7 +5,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cpu::{LowRank, PackedFormat, PackedMatrix, WeightFormat, host_rows};
+use super::weights::host_values;
+use crate::cpu::{DecodeOps, LowRank, PackedFormat, PackedMatrix, WeightFormat};
 use crate::init;
 
 /// `y = x W + b`, with `W` stored `[in, out]` and contiguous: the layout in which every backend multiplies few rows
@@ -47,7 +48,7 @@ impl<B: Backend> Linear<B> {
         }
         let dense = self.weight.val();
         let (device, [inputs, outputs]) = (dense.device(), dense.dims());
-        let packed = PackedMatrix::from_columns(&host_rows(dense), inputs, outputs, format);
+        let packed = PackedMatrix::from_columns(&host_values(dense), inputs, outputs, format);
         Self { lora, bias: self.bias, ..Self::from_packed(packed, None, &device) }
     }
 
@@ -66,7 +67,7 @@ impl<B: Backend> Linear<B> {
     pub(crate) fn first_rows(&self, count: usize) -> Vec<f32> {
         let count = count.min(self.shape()[0]);
         match &self.packed {
-            None => host_rows(self.weight.val().narrow(0, 0, count)),
+            None => host_values(self.weight.val().narrow(0, 0, count)),
             Some(packed) => packed.first_rows(count),
         }
     }
@@ -85,13 +86,8 @@ impl<B: Backend> Linear<B> {
                 None => base,
             };
         };
-        let (device, x) = (x.device(), x.into_data());
-        let rows = x.shape[0];
-        let bias = self.bias.as_ref().map(|bias| host_rows(bias.val()));
-        let x = x.as_slice::<f32>().expect("packed weights take f32");
         let low_rank = lora.map(|lora| lora.low_rank().expect("packed with its layer"));
-        let y = weight.multiply_adapted(x, low_rank, bias.as_deref());
-        Tensor::from_data(TensorData::new(y, [rows, weight.outputs()]), &device)
+        B::packed_linear(x, weight, low_rank, self.bias.as_ref().map(|bias| bias.val()))
     }
 
     fn without_lora(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -161,7 +157,7 @@ impl<B: Backend> Lora<B> {
         let pack = |factor: &Param<Tensor<B, 2>>| {
             let dense = factor.val();
             let [inputs, outputs] = dense.dims();
-            PackedMatrix::from_columns(&host_rows(dense), inputs, outputs, WeightFormat::F32)
+            PackedMatrix::from_columns(&host_values(dense), inputs, outputs, WeightFormat::F32)
         };
         let packed = self.packed.unwrap_or_else(|| (pack(&self.a), pack(&self.b)));
         Self { packed: Some(packed), ..self }

@@ -6,15 +6,14 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 
 use super::linear::Linear;
-use crate::cpu::{self, WeightFormat};
+use crate::cpu::{DecodeOps, WeightFormat};
 
 /// `SiLU(gate) * up`, by the CPU's decoding kernel where the layers are `packed` for it.
 pub(crate) fn gated<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>, packed: bool) -> Tensor<B, 2> {
     if !packed {
         return silu(gate) * up;
     }
-    let up = up.into_data();
-    cpu::map(gate, |gate| cpu::gated(gate, up.as_slice().expect("packed models compute in f32")))
+    B::packed_gated(gate, up)
 }
 
 /// `Down( SiLU(Gate(x)) * Up(x) )`.

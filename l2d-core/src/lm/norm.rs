@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use super::weights::host_values;
-use crate::cpu;
+use crate::cpu::DecodeOps;
 
 /// `RMS(x) = x / sqrt(mean(x^2) + eps)` over the last axis of `x: [rows, width]`, computed in f32 whatever the compute
 /// type (half precision overflows in `x^2`).
@@ -50,10 +50,7 @@ impl<B: Backend> RmsNorm<B> {
                 let weight = self.weight.val().unsqueeze() + scale.clone();
                 rms_normalise(x, self.eps) * weight + shift.clone()
             }
-            Some(weight) => {
-                let (scale, shift) = (host_values(scale.clone()), host_values(shift.clone()));
-                cpu::map(x, |x| cpu::normalised(x, weight, self.eps, Some((&scale, &shift))))
-            }
+            Some(weight) => B::packed_rms_norm(x, weight, self.eps, Some([scale.clone(), shift.clone()])),
         }
     }
 
@@ -61,7 +58,7 @@ impl<B: Backend> RmsNorm<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match &self.host {
             None => rms_normalise(x, self.eps) * self.weight.val().unsqueeze(),
-            Some(weight) => cpu::map(x, |x| cpu::normalised(x, weight, self.eps, None)),
+            Some(weight) => B::packed_rms_norm(x, weight, self.eps, None),
         }
     }
 }
