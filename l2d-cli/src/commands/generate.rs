@@ -220,7 +220,7 @@ fn show_search(args: &GenerateArgs, text: &Text, clock: &Clock, search: &Search)
     }
     let (seconds, tokens) = (clock.start.elapsed().as_secs_f64(), chosen.completion.tokens.len());
     eprintln!(
-        "[{} prompt tokens, {tokens} new in {seconds:.2} s; {} hypotheses ended, this one with log-likelihood {:.2} and score \
+        "[{} prompt tokens, {tokens} new in {seconds:.2} s; {} hypotheses, this one with log-likelihood {:.2} and score \
          {:.3}; {} evaluations of the path in all; {}]",
         clock.prompt_tokens,
         search.hypotheses.len(),
