@@ -1,0 +1,48 @@
+//! `l2d bench`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::decode::DecodeArgs;
+use super::model::ModelArgs;
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Tokens per second of a model, by steps, batch and prompt length.
+    Decode(BenchDecodeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Evaluations per token, several after commas [default: 1, and 15 with an adapter].
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub(crate) steps: Option<Vec<usize>>,
+
+    /// Sequences decoded together, several after commas.
+    #[arg(long, value_name = "B,..", value_delimiter = ',', default_value = "1")]
+    pub(crate) batch: Vec<usize>,
+
+    /// Tokens of the prompts, several after commas.
+    #[arg(long, value_name = "P,..", value_delimiter = ',', default_value = "128")]
+    pub(crate) prompt: Vec<usize>,
+
+    /// New tokens of each sequence.
+    #[arg(long, value_name = "M", default_value_t = 32)]
+    pub(crate) tokens: usize,
+
+    /// Runs of each case; the median is shown.
+    #[arg(long, value_name = "R", default_value_t = 3)]
+    pub(crate) repeats: usize,
+
+    /// Write the figures to this file as well.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) decode: DecodeArgs,
+}

@@ -1,0 +1,69 @@
+//! The command line: one file for each command, and `model` and `decode` for what several share.
+
+mod bench;
+mod decode;
+mod eval;
+mod generate;
+mod inspect;
+mod model;
+mod quickstart;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs};
+pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
+pub(crate) use self::eval::EvalArgs;
+pub(crate) use self::generate::{ChatArgs, GenerateArgs};
+pub(crate) use self::inspect::InspectArgs;
+pub(crate) use self::model::{CacheKind, ModelArgs, WeightsKind};
+pub(crate) use self::quickstart::QuickstartArgs;
+pub(crate) use self::train::{ObjectiveArg, TrainArgs};
+use crate::backend::BackendKind;
+
+/// Large language models to diffusion finetuning: train a small diffusion path beside a frozen language model, then decode
+/// each token in as many diffusion steps as you want to pay for.
+#[derive(Debug, Parser)]
+#[command(name = "l2d", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Where to compute [default: the first one compiled in, the CPU before the GPUs].
+    #[arg(long, global = true, value_enum, help_heading = "Global options")]
+    pub(crate) backend: Option<BackendKind>,
+
+    /// Log more to stderr: -v for information, -vv for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch an embedded model learn to think in more steps: about three minutes, needs nothing.
+    Quickstart(QuickstartArgs),
+    /// Finetune a diffusion path (or, with --objective, the model itself).
+    Train(TrainArgs),
+    /// Continue one prompt; the answer alone goes to stdout.
+    Generate(GenerateArgs),
+    /// Talk to a model.
+    Chat(ChatArgs),
+    /// Score a model on a benchmark at several numbers of diffusion steps.
+    Eval(EvalArgs),
+    /// Say what a file or folder is: a model, an adapter, and whether the two fit.
+    Inspect(InspectArgs),
+    /// Measure speed.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,82 @@
+//! `l2d train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// A Hugging Face folder or a .gguf file. With --from-scratch: a folder with config.json and a tokenizer, no weights.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+
+    /// Conversations: .jsonl, .jsonl.gz, or folders of them. A row holds `messages`, or `question` and `answer`.
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    pub(crate) data: Vec<PathBuf>,
+
+    /// The run's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Settings as TOML (docs/training.md lists them); flags override it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Go on from the newest checkpoint in --out.
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// What to train.
+    #[arg(long, value_enum)]
+    pub(crate) objective: Option<ObjectiveArg>,
+
+    /// Start from random weights (objective full).
+    #[arg(long)]
+    pub(crate) from_scratch: bool,
+
+    /// Store the finished adapter or LM in f16: half the size, rounded.
+    #[arg(long)]
+    pub(crate) f16: bool,
+
+    /// Updates.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+
+    /// Passes over the data.
+    #[arg(long, allow_negative_numbers = true, value_name = "X", conflicts_with = "steps")]
+    pub(crate) epochs: Option<f64>,
+
+    /// Sequences per update.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+
+    /// Sequences in memory at a time.
+    #[arg(long, value_name = "N")]
+    pub(crate) micro_batch_size: Option<usize>,
+
+    /// Peak learning rate.
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
+    pub(crate) learning_rate: Option<f64>,
+
+    /// Drop examples longer than this.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+
+    /// Seed of initialisation, order and draws.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+
+    /// Any other setting: key=value as in the TOML file, e.g. --set diffusion.dim=64.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectiveArg {
+    /// The diffusion path beside the frozen LM.
+    L2d,
+    /// All weights of the LM.
+    Full,
+    /// Low-rank corrections of the LM.
+    Lora,
+}

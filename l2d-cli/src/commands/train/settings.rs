@@ -1,0 +1,117 @@
+//! The settings of a run: defaults, then the TOML file, then --set, then flags.
+
+use l2d_train::{ObjectiveKind, TrainConfig};
+
+use crate::args::{ObjectiveArg, TrainArgs};
+use crate::error::CliError;
+
+/// The settings: defaults, then the TOML file, then --set, then flags.
+pub(super) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
+    let mut table = toml::Table::new();
+    if let Some(path) = &args.config {
+        let text = std::fs::read_to_string(path).map_err(|e| CliError::io(path, e))?;
+        table = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+    }
+    for entry in &args.set {
+        set(&mut table, entry)?;
+    }
+    let source = args.config.as_ref().map_or("the settings".to_string(), |path| path.display().to_string());
+    let mut config: TrainConfig =
+        table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))?;
+    if let Some(objective) = args.objective {
+        config.objective = match objective {
+            ObjectiveArg::L2d => ObjectiveKind::L2d,
+            ObjectiveArg::Full => ObjectiveKind::Full,
+            ObjectiveArg::Lora => ObjectiveKind::Lora,
+        };
+    }
+    if let Some(epochs) = args.epochs {
+        (config.epochs, config.steps) = (epochs, None);
+    }
+    config.steps = args.steps.or(config.steps);
+    config.micro_batch_size = args.micro_batch_size.or(config.micro_batch_size);
+    config.batch_size = args.batch_size.unwrap_or(config.batch_size);
+    config.learning_rate = args.learning_rate.unwrap_or(config.learning_rate);
+    config.max_tokens = args.max_tokens.unwrap_or(config.max_tokens);
+    config.seed = args.seed.unwrap_or(config.seed);
+    Ok(config)
+}
+
+/// Puts `a.b=value` into a table; the value is TOML, or a string where it is none.
+fn set(table: &mut toml::Table, entry: &str) -> Result<(), CliError> {
+    let bad = |reason: &str| CliError::Usage(format!("--set {entry}: {reason}"));
+    let (key, value) = entry.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
+    let value = format!("x = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("x"))
+        .unwrap_or_else(|| toml::Value::String(value.to_string()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().ok_or_else(|| bad("an empty key"))?;
+    let mut place = table;
+    for part in parts {
+        place = place
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| bad("a part of the key is no table"))?;
+    }
+    place.insert(last.to_string(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dotted_keys_reach_nested_tables_and_plain_words_are_strings() {
+        let mut table = toml::Table::new();
+        set(&mut table, "diffusion.dim=64").expect("set");
+        set(&mut table, "timesteps.distribution=cosmap").expect("set");
+        set(&mut table, "diffusion.variant={kind=\"full\"}").expect("set");
+        let config: TrainConfig = table.try_into().expect("valid");
+        assert_eq!(config.diffusion.dim, 64);
+        assert_eq!(config.timesteps.distribution, l2d_core::corruption::TimestepDistribution::Cosmap);
+        assert!(set(&mut toml::Table::new(), "novalue").is_err());
+    }
+
+    #[test]
+    fn a_variant_may_be_set_in_part_and_takes_no_other_kinds_settings() {
+        use l2d_core::diffusion::Variant;
+        let variant = |entries: &[&str]| {
+            let mut table = toml::Table::new();
+            for entry in entries {
+                set(&mut table, entry).expect("set");
+            }
+            table.try_into::<TrainConfig>().map(|config| config.diffusion.variant).map_err(|e| e.to_string())
+        };
+        assert_eq!(variant(&["diffusion.variant.rank=16"]), Ok(Variant::Lora { rank: 16, alpha: 32.0 }));
+        assert_eq!(variant(&["diffusion.variant.kind=scratch"]), Ok(Variant::Scratch));
+        let both = variant(&["diffusion.variant={kind=\"full\", rank=3}"]).expect_err("refused");
+        assert!(both.contains("`lora` alone"), "{both}");
+        assert!(variant(&["diffusion.variant.size=3"]).expect_err("refused").contains("size"));
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        fn keys(prefix: &str, table: &toml::Table, found: &mut Vec<String>) {
+            for (key, value) in table {
+                let key = format!("{prefix}{key}");
+                match value {
+                    toml::Value::Table(inner) => keys(&format!("{key}."), inner, found),
+                    _ => found.push(key),
+                }
+            }
+        }
+        // Settings that are absent by default have no key in the table: give them one.
+        let mut config = TrainConfig { steps: Some(1), micro_batch_size: Some(1), ..TrainConfig::default() };
+        config.columns.class = Some("class".into());
+        config.diffusion.translation_hidden = Some(1);
+        let mut found = Vec::new();
+        keys("", &toml::Table::try_from(&config).expect("a table"), &mut found);
+        let page = include_str!("../../../../docs/training.md");
+        let missing: Vec<_> = found.iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
+        assert!(found.len() > 35 && missing.is_empty(), "{missing:?} of {}", found.len());
+    }
+}
