@@ -506,6 +506,37 @@ unsafe fn with_avx2(kernel: &impl Kernel) {
     unsafe { kernel.run::<Avx2>() }
 }
 
+/// Work that uses no vectors of its own: the compiler makes them of its loops, for every instruction set.
+pub(super) trait KernelOnce {
+    /// Does it; implementations are `#[inline(always)]`.
+    fn run(self);
+}
+
+/// [`dispatch`] for work without vectors of its own.
+pub(super) fn dispatch_once(kernel: impl KernelOnce) {
+    match instruction_set() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has these instructions.
+        InstructionSet::Avx512 => unsafe { once_avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has these instructions.
+        InstructionSet::Avx2 => unsafe { once_avx2(kernel) },
+        InstructionSet::Portable => kernel.run(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn once_avx512(kernel: impl KernelOnce) {
+    kernel.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn once_avx2(kernel: impl KernelOnce) {
+    kernel.run();
+}
+
 /// What the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InstructionSet {

@@ -14,6 +14,7 @@
 
 mod attention;
 mod blocks;
+pub mod dense;
 mod elementwise;
 mod extension;
 mod lanes;

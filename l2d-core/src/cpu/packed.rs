@@ -321,7 +321,17 @@ impl PackedMatrix {
 
     /// All weights as f32, `[inputs, outputs]`.
     pub fn dense(&self) -> Vec<f32> {
-        self.first_rows(self.inputs)
+        let mut out = vec![0.0; self.inputs * self.outputs];
+        self.unpack(&mut out);
+        out
+    }
+
+    /// Writes all weights as f32 to `out: [inputs, outputs]`.
+    ///
+    /// # Panics
+    /// If `out` has another size.
+    pub fn unpack(&self, out: &mut [f32]) {
+        product::unpack(self, out);
     }
 
     /// The weights of the first inputs as f32, `[count, outputs]`.

@@ -102,25 +102,17 @@ impl Panels<'_> {
         unsafe {
             let x = self.x.as_ptr().add(row * inputs);
             let w = self.weights.panel(panel);
-            let mut sums = [[L::splat(0.0); 2]; R];
-            match self.weights.format() {
-                PackedFormat::F32 => accumulate_f32(&mut sums, x, inputs, w.cast()),
-                PackedFormat::Bf16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_bf16(from)),
-                PackedFormat::F16 => accumulate_half(&mut sums, x, inputs, w.cast(), |from| L::load_f16(from)),
-                PackedFormat::Q8_0 => accumulate_q8(&mut sums, x, inputs, w),
-                PackedFormat::Q4_1 => accumulate_blocks::<L, R, 0>(&mut sums, x, inputs, w),
-                PackedFormat::Q5_1 => accumulate_blocks::<L, R, 1>(&mut sums, x, inputs, w),
-                PackedFormat::Q4K => accumulate_super::<L, R, 0>(&mut sums, x, inputs, w),
-                PackedFormat::Q5K => accumulate_super::<L, R, 1>(&mut sums, x, inputs, w),
-                PackedFormat::Q6K => accumulate_q6(&mut sums, x, inputs, w),
-            }
+            let mut sums = Sums { sums: [[L::splat(0.0); 2]; R], x, stride: inputs };
+            decode(&mut sums, self.weights.format(), inputs, w);
             if let Some((narrow, b)) = self.narrow {
                 let rank = b.inputs();
-                accumulate_f32(&mut sums, narrow.as_ptr().add(row * rank), rank, b.panel(panel).cast());
+                let mut more = Sums { x: narrow.as_ptr().add(row * rank), stride: rank, ..sums };
+                decode_f32(&mut more, rank, b.panel(panel).cast());
+                sums = more;
             }
             let first = panel * COLUMNS;
             let width = (outputs - first).min(COLUMNS);
-            for (r, sum) in sums.into_iter().enumerate() {
+            for (r, sum) in sums.sums.into_iter().enumerate() {
                 let to = self.y.get().add((row + r) * outputs + first);
                 if width == COLUMNS && self.bias.is_none() {
                     sum[0].store(to);
@@ -138,59 +130,113 @@ impl Panels<'_> {
     }
 }
 
-/// `sums += x[.., input] * weights` for one input, the rows of `x` lying `stride` apart.
-#[inline(always)]
-unsafe fn step<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, stride: usize, weights: [L; 2]) {
-    for (row, sum) in sums.iter_mut().enumerate() {
+/// Takes a panel's weights, input by input.
+trait Sink<L: Lanes>: Copy {
+    /// The 32 weights of one input.
+    ///
+    /// # Safety
+    /// As for [`Lanes`], and what the implementation's pointers ask for.
+    unsafe fn take(&mut self, input: usize, weights: [L; 2]);
+}
+
+/// `sums += x[.., input] * weights`, the rows of `x` lying `stride` apart.
+#[derive(Clone, Copy)]
+struct Sums<L, const R: usize> {
+    sums: [[L; 2]; R],
+    x: *const f32,
+    stride: usize,
+}
+
+impl<L: Lanes, const R: usize> Sink<L> for Sums<L, R> {
+    #[inline(always)]
+    unsafe fn take(&mut self, input: usize, weights: [L; 2]) {
+        for (row, sum) in self.sums.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            unsafe {
+                let x = L::splat(*self.x.add(row * self.stride + input));
+                sum[0] = x.fma(weights[0], sum[0]);
+                sum[1] = x.fma(weights[1], sum[1]);
+            }
+        }
+    }
+}
+
+/// Writes the weights to rows of a dense matrix, `stride` apart.
+#[derive(Clone, Copy)]
+struct Store {
+    to: *mut f32,
+    stride: usize,
+    /// Columns that there are; fewer than 32 in the last panel.
+    width: usize,
+}
+
+impl<L: Lanes> Sink<L> for Store {
+    #[inline(always)]
+    unsafe fn take(&mut self, input: usize, weights: [L; 2]) {
         // SAFETY: the caller's.
         unsafe {
-            let x = L::splat(*x.add(row * stride));
-            sum[0] = x.fma(weights[0], sum[0]);
-            sum[1] = x.fma(weights[1], sum[1]);
+            let to = self.to.add(input * self.stride);
+            if self.width == COLUMNS {
+                weights[0].store(to);
+                weights[1].store(to.add(LANES));
+            } else {
+                let mut values = [0f32; COLUMNS];
+                weights[0].store(values.as_mut_ptr());
+                weights[1].store(values.as_mut_ptr().add(LANES));
+                std::ptr::copy_nonoverlapping(values.as_ptr(), to, self.width);
+            }
+        }
+    }
+}
+
+/// Hands a panel of any format to a sink, each weight as the f32 that a decoder of the whole matrix would give.
+#[inline(always)]
+unsafe fn decode<L: Lanes>(sink: &mut impl Sink<L>, format: PackedFormat, inputs: usize, w: *const u8) {
+    // SAFETY: the caller's: a panel has the bytes its format says.
+    unsafe {
+        match format {
+            PackedFormat::F32 => decode_f32(sink, inputs, w.cast()),
+            PackedFormat::Bf16 => decode_half(sink, inputs, w.cast(), |from| L::load_bf16(from)),
+            PackedFormat::F16 => decode_half(sink, inputs, w.cast(), |from| L::load_f16(from)),
+            PackedFormat::Q8_0 => decode_q8(sink, inputs, w),
+            PackedFormat::Q4_1 => decode_blocks::<L, 0>(sink, inputs, w),
+            PackedFormat::Q5_1 => decode_blocks::<L, 1>(sink, inputs, w),
+            PackedFormat::Q4K => decode_super::<L, 0>(sink, inputs, w),
+            PackedFormat::Q5K => decode_super::<L, 1>(sink, inputs, w),
+            PackedFormat::Q6K => decode_q6(sink, inputs, w),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn accumulate_f32<L: Lanes, const R: usize>(
-    sums: &mut [[L; 2]; R],
-    x: *const f32,
-    inputs: usize,
-    w: *const f32,
-) {
-    let mut local = *sums;
+unsafe fn decode_f32<L: Lanes>(sink: &mut impl Sink<L>, inputs: usize, w: *const f32) {
+    let mut local = *sink;
     for input in 0..inputs {
         // SAFETY: the caller's.
         unsafe {
             let w = w.add(input * COLUMNS);
-            step(&mut local, x.add(input), inputs, [L::load(w), L::load(w.add(LANES))]);
+            local.take(input, [L::load(w), L::load(w.add(LANES))]);
         }
     }
-    *sums = local;
+    *sink = local;
 }
 
 #[inline(always)]
-unsafe fn accumulate_half<L: Lanes, const R: usize>(
-    sums: &mut [[L; 2]; R],
-    x: *const f32,
-    inputs: usize,
-    w: *const u16,
-    load: impl Fn(*const u16) -> L,
-) {
-    let mut local = *sums;
+unsafe fn decode_half<L: Lanes>(sink: &mut impl Sink<L>, inputs: usize, w: *const u16, load: impl Fn(*const u16) -> L) {
+    let mut local = *sink;
     for input in 0..inputs {
         // SAFETY: the caller's.
         unsafe {
             let w = w.add(input * COLUMNS);
-            step(&mut local, x.add(input), inputs, [load(w), load(w.add(LANES))]);
+            local.take(input, [load(w), load(w.add(LANES))]);
         }
     }
-    *sums = local;
+    *sink = local;
 }
 
 #[inline(always)]
-unsafe fn accumulate_q8<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
-    let mut local = *sums;
+unsafe fn decode_q8<L: Lanes>(sink: &mut impl Sink<L>, inputs: usize, w: *const u8) {
+    let mut local = *sink;
     for block in 0..inputs / BLOCK {
         // SAFETY: the caller's.
         unsafe {
@@ -201,21 +247,20 @@ unsafe fn accumulate_q8<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *co
                 let quants = quants.add(input * COLUMNS);
                 // Rounded as a decoder of the whole matrix rounds.
                 let weights = [L::load_i8(quants).mul(scales[0]), L::load_i8(quants.add(LANES)).mul(scales[1])];
-                step(&mut local, x.add(block * BLOCK + input), inputs, weights);
+                local.take(block * BLOCK + input, weights);
             }
         }
     }
-    *sums = local;
+    *sink = local;
 }
 
-/// `sums += x[.., input] * (scale * q + least)` for `count` inputs that share scales, with `q` of 4 bits and `PLANES` more,
-/// as [`put_bits`](super::blocks::put_bits) lays them out. A decoder of the whole matrix rounds the product and the sum; the
+/// `scale * q + least` for the `count` inputs from `first` on, which share scales, with `q` of 4 bits and `PLANES` more, as
+/// [`put_bits`](super::blocks::put_bits) lays them out. A decoder of the whole matrix rounds the product and the sum; the
 /// product is exact in f32 (at most 24 bits), so fusing the two rounds alike.
 #[inline(always)]
-unsafe fn accumulate_bits<L: Lanes, const R: usize, const PLANES: usize>(
-    sums: &mut [[L; 2]; R],
-    x: *const f32,
-    inputs: usize,
+unsafe fn decode_bits<L: Lanes, const PLANES: usize>(
+    sink: &mut impl Sink<L>,
+    first: usize,
     bits: *const u8,
     count: usize,
     scales: [L; 2],
@@ -232,7 +277,7 @@ unsafe fn accumulate_bits<L: Lanes, const R: usize, const PLANES: usize>(
                 low = low.add_where(word as u16, worth);
                 high = high.add_where((word >> 16) as u16, worth);
             }
-            step(sums, x.add(input), inputs, [low.fma(scales[0], least[0]), high.fma(scales[1], least[1])]);
+            sink.take(first + input, [low.fma(scales[0], least[0]), high.fma(scales[1], least[1])]);
         }
     }
 }
@@ -253,34 +298,23 @@ unsafe fn load_scaled<L: Lanes>(from: *const u8, factors: [L; 2]) -> [L; 2] {
 }
 
 #[inline(always)]
-unsafe fn accumulate_blocks<L: Lanes, const R: usize, const PLANES: usize>(
-    sums: &mut [[L; 2]; R],
-    x: *const f32,
-    inputs: usize,
-    w: *const u8,
-) {
-    let mut local = *sums;
+unsafe fn decode_blocks<L: Lanes, const PLANES: usize>(sink: &mut impl Sink<L>, inputs: usize, w: *const u8) {
+    let mut local = *sink;
     let size = 4 * COLUMNS + bits_bytes(BLOCK, PLANES);
     for block in 0..inputs / BLOCK {
         // SAFETY: the caller's.
         unsafe {
             let w = w.add(block * size);
             let (scales, least) = (load_halves(w), load_halves(w.add(2 * COLUMNS)));
-            let (x, bits) = (x.add(block * BLOCK), w.add(4 * COLUMNS));
-            accumulate_bits::<L, R, PLANES>(&mut local, x, inputs, bits, BLOCK, scales, least);
+            decode_bits::<L, PLANES>(&mut local, block * BLOCK, w.add(4 * COLUMNS), BLOCK, scales, least);
         }
     }
-    *sums = local;
+    *sink = local;
 }
 
 #[inline(always)]
-unsafe fn accumulate_super<L: Lanes, const R: usize, const PLANES: usize>(
-    sums: &mut [[L; 2]; R],
-    x: *const f32,
-    inputs: usize,
-    w: *const u8,
-) {
-    let mut local = *sums;
+unsafe fn decode_super<L: Lanes, const PLANES: usize>(sink: &mut impl Sink<L>, inputs: usize, w: *const u8) {
+    let mut local = *sink;
     let group_size = 2 * COLUMNS + bits_bytes(BLOCK, PLANES);
     let groups = SUPER / BLOCK;
     for block in 0..inputs / SUPER {
@@ -293,18 +327,18 @@ unsafe fn accumulate_super<L: Lanes, const R: usize, const PLANES: usize>(
             for group in 0..groups {
                 let w = w.add(4 * COLUMNS + group * group_size);
                 let (scales, least) = (load_scaled(w, scale), load_scaled(w.add(COLUMNS), least));
-                let (x, bits) = (x.add(block * SUPER + group * BLOCK), w.add(2 * COLUMNS));
-                accumulate_bits::<L, R, PLANES>(&mut local, x, inputs, bits, BLOCK, scales, least);
+                let first = block * SUPER + group * BLOCK;
+                decode_bits::<L, PLANES>(&mut local, first, w.add(2 * COLUMNS), BLOCK, scales, least);
             }
         }
     }
-    *sums = local;
+    *sink = local;
 }
 
 #[inline(always)]
-unsafe fn accumulate_q6<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *const f32, inputs: usize, w: *const u8) {
+unsafe fn decode_q6<L: Lanes>(sink: &mut impl Sink<L>, inputs: usize, w: *const u8) {
     const GROUP: usize = 16;
-    let mut local = *sums;
+    let mut local = *sink;
     let group_size = COLUMNS + bits_bytes(GROUP, 2);
     for block in 0..inputs / SUPER {
         // SAFETY: the caller's.
@@ -316,12 +350,36 @@ unsafe fn accumulate_q6<L: Lanes, const R: usize>(sums: &mut [[L; 2]; R], x: *co
                 let scales = load_scaled(w, scale);
                 let centre = L::splat(-32.0);
                 let least = [scales[0].mul(centre), scales[1].mul(centre)];
-                let (x, bits) = (x.add(block * SUPER + group * GROUP), w.add(COLUMNS));
-                accumulate_bits::<L, R, 2>(&mut local, x, inputs, bits, GROUP, scales, least);
+                let first = block * SUPER + group * GROUP;
+                decode_bits::<L, 2>(&mut local, first, w.add(COLUMNS), GROUP, scales, least);
             }
         }
     }
-    *sums = local;
+    *sink = local;
+}
+
+/// Writes all weights as f32 to `out: [inputs, outputs]`, on all threads. See [`PackedMatrix::unpack`].
+pub(super) fn unpack(weights: &PackedMatrix, out: &mut [f32]) {
+    struct Unpack<'a> {
+        weights: &'a PackedMatrix,
+        panel: usize,
+        out: Shared<f32>,
+    }
+    impl Kernel for Unpack<'_> {
+        #[inline(always)]
+        unsafe fn run<L: Lanes>(&self) {
+            let (outputs, first) = (self.weights.outputs(), self.panel * COLUMNS);
+            // SAFETY: the panel's columns of a matrix of the weights' size; no two panels share one.
+            unsafe {
+                let to = self.out.get().add(first);
+                let mut store = Store { to, stride: outputs, width: (outputs - first).min(COLUMNS) };
+                decode::<L>(&mut store, self.weights.format(), self.weights.inputs(), self.weights.panel(self.panel));
+            }
+        }
+    }
+    assert_eq!(out.len(), weights.inputs() * weights.outputs(), "room for {weights:?}");
+    let out = Shared::new(out);
+    threads::run(weights.panels(), |panel| dispatch(&Unpack { weights, panel, out }));
 }
 
 #[cfg(test)]

@@ -213,6 +213,15 @@ impl<T> Shared<T> {
     pub(super) fn get(self) -> *mut T {
         self.0
     }
+
+    /// The places from number `offset` on.
+    ///
+    /// # Safety
+    /// There must be so many.
+    pub(super) unsafe fn at(self, offset: usize) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { self.0.add(offset) })
+    }
 }
 
 #[cfg(test)]
