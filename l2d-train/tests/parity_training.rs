@@ -2,11 +2,12 @@
 //! clipping, and the learning-rate curves.
 
 use burn::module::AutodiffModule;
+use l2d_core::cpu::WeightFormat;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::parameters::{parameters, trainable};
 use l2d_testkit::models::{golden_l2d, reference_name, transposed};
 use l2d_testkit::{Golden, TestAutodiff, TestBackend, assert_close};
-use l2d_train::objective::{Draws, L2dObjective, Labelled};
+use l2d_train::objective::{Draws, HostL2d, L2dObjective, Labelled, Recompute};
 use l2d_train::optimiser::{AdamW, AdamWConfig, Decay, NamedGradients, Schedule, Warmup, clip_coefficient};
 
 type B = TestBackend;
@@ -18,6 +19,8 @@ struct Case {
     name: &'static str,
     golden: Golden,
     objective: L2dObjective<AB>,
+    /// By hand instead of by automatic differentiation, where that is what is tested.
+    host: Option<HostL2d<B>>,
     path: DiffusionPath<AB>,
     tokens: Vec<Vec<u32>>,
     labels: Vec<Vec<(usize, u32)>>,
@@ -49,13 +52,42 @@ impl Case {
         let mut objective = L2dObjective::new(lm);
         // A chunk that divides nothing evenly: the seams must not show.
         objective.head_chunk = 5;
-        Self { name, golden, objective, path: trainable(AutodiffModule::from_inner(path)), tokens, labels, draws }
+        Self {
+            name,
+            golden,
+            objective,
+            host: None,
+            path: trainable(AutodiffModule::from_inner(path)),
+            tokens,
+            labels,
+            draws,
+        }
+    }
+
+    /// Every file by automatic differentiation, and by hand with and without the blocks computed again.
+    fn all() -> impl Iterator<Item = Self> {
+        FILES.into_iter().flat_map(|name| {
+            [None, Some(Recompute::None), Some(Recompute::Blocks)].map(|by_hand| {
+                let mut case = Self::load(name);
+                case.host = by_hand.map(|recompute| {
+                    let mut host = HostL2d::new(case.objective.lm().clone().packed(WeightFormat::F32));
+                    (host.head_chunk, host.recompute) = (5, recompute);
+                    host
+                });
+                case
+            })
+        })
     }
 
     fn gradients(&self, path: &DiffusionPath<AB>) -> (f64, NamedGradients<B>) {
         let batch = Labelled { tokens: &self.tokens, labels: &self.labels, classes: None };
-        let (loss, gradients) = self.objective.loss_and_gradients(path, &batch, &self.draws);
-        let mut named = NamedGradients::collect::<AB, _>(path, &gradients);
+        let (loss, mut named) = match &self.host {
+            None => {
+                let (loss, gradients) = self.objective.loss_and_gradients(path, &batch, &self.draws);
+                (loss, NamedGradients::collect::<AB, _>(path, &gradients))
+            }
+            Some(host) => host.loss_and_gradients(&path.valid(), &batch, &self.draws),
+        };
         named.scale(1.0 / loss.tokens as f64);
         (loss.mean(), named)
     }
@@ -71,7 +103,7 @@ impl Case {
 
 #[test]
 fn parity_batch_loss_and_gradients() {
-    for case in FILES.map(Case::load) {
+    for case in Case::all() {
         let (loss, gradients) = case.gradients(&case.path);
         assert!((loss - case.golden.get("out/loss").values[0]).abs() < 1e-5, "{}: {loss}", case.name);
         let norm = case.golden.get("out/grad_norm").values[0];
@@ -81,18 +113,18 @@ fn parity_batch_loss_and_gradients() {
             let values = l2d_core::lm::host_values(gradient);
             case.compare(&parameter.name, &parameter.shape, values, "grad", |largest| 1e-3 * largest + 1e-6);
         }
-        let valid = case.objective.loss(
-            &case.path.valid(),
-            &Labelled { tokens: &case.tokens, labels: &case.labels, classes: None },
-            &case.draws,
-        );
+        let (path, batch) = (case.path.valid(), Labelled { tokens: &case.tokens, labels: &case.labels, classes: None });
+        let valid = match &case.host {
+            None => case.objective.loss(&path, &batch, &case.draws),
+            Some(host) => host.loss(&path, &batch, &case.draws),
+        };
         assert!((valid.mean() - loss).abs() < 1e-6, "the validation loss is the training loss");
     }
 }
 
 #[test]
 fn parity_four_adamw_updates() {
-    for case in FILES.map(Case::load) {
+    for case in Case::all() {
         let settings = &case.golden.info["adamw"];
         let number = |key: &str| settings[key].as_f64().expect("a number");
         let config = AdamWConfig {

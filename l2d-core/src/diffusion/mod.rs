@@ -15,6 +15,6 @@ pub use block::DiffusionBlock;
 pub use config::{DiffusionConfig, ParameterCounts, RawDiffusionConfig, Variant};
 pub use modulation::{BlockModulation, Modulation, ModulationHead};
 pub use path::{DiffusionPath, merge};
-pub use timestep::TimestepEmbedding;
+pub use timestep::{TimestepEmbedding, time_features};
 pub use translation::Translation;
 pub use vocabulary::DiffusionVocabulary;

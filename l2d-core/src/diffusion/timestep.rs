@@ -11,6 +11,20 @@ use crate::cpu::WeightFormat;
 use crate::init;
 use crate::lm::Linear;
 
+/// Sinusoidal features of diffusion times in [0, 1], `[rows, size]` row-major: frequencies `10000^(-i / (size / 2))`, cosines
+/// first.
+pub fn time_features(timesteps: &[f32], size: usize) -> Vec<f32> {
+    let half = size / 2;
+    // f32 throughout, as the reference computes them.
+    let frequencies: Vec<f32> = (0..half).map(|i| (-(10000f32.ln()) * i as f32 / half as f32).exp()).collect();
+    let mut values = Vec::with_capacity(timesteps.len() * size);
+    for &t in timesteps {
+        values.extend(frequencies.iter().map(|f| (t * f).cos()));
+        values.extend(frequencies.iter().map(|f| (t * f).sin()));
+    }
+    values
+}
+
 /// `tau(t) = Linear(c -> c)(SiLU(Linear(c_f -> c)(features(t))))`.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding<B: Backend> {
@@ -37,18 +51,10 @@ impl<B: Backend> TimestepEmbedding<B> {
         Self { inner: self.inner.packed(WeightFormat::F32), outer: self.outer.packed(WeightFormat::F32) }
     }
 
-    /// Sinusoidal features of diffusion times in [0, 1], `[rows, c_f]`: frequencies `10000^(-i / (c_f / 2))`, cosines
-    /// first.
+    /// [`time_features`] as a tensor, `[rows, c_f]`.
     pub fn features(&self, timesteps: &[f32]) -> Tensor<B, 2> {
         let [size, _] = self.inner.shape();
-        let half = size / 2;
-        // f32 throughout, as the reference computes them.
-        let frequencies: Vec<f32> = (0..half).map(|i| (-(10000f32.ln()) * i as f32 / half as f32).exp()).collect();
-        let mut values = Vec::with_capacity(timesteps.len() * size);
-        for &t in timesteps {
-            values.extend(frequencies.iter().map(|f| (t * f).cos()));
-            values.extend(frequencies.iter().map(|f| (t * f).sin()));
-        }
+        let values = time_features(timesteps, size);
         let weight = self.inner.weight.val();
         Tensor::<B, 2>::from_data(TensorData::new(values, [timesteps.len(), size]), &weight.device())
             .cast(weight.dtype())

@@ -63,6 +63,18 @@ impl<B: Backend> Linear<B> {
         }
     }
 
+    /// Writes the weight as f32 to `out`, `[in, out]`, whatever it held before; without a correction of the layer's own.
+    pub fn unpack_into(&self, out: &mut Vec<f32>) {
+        match &self.packed {
+            None => *out = host_values(self.weight.val()),
+            Some(packed) => {
+                let [inputs, outputs] = self.shape();
+                out.resize(inputs * outputs, 0.0);
+                packed.unpack(out);
+            }
+        }
+    }
+
     /// The first rows of the weight, at most `count`: `[count, out]` flattened.
     pub(crate) fn first_rows(&self, count: usize) -> Vec<f32> {
         let count = count.min(self.shape()[0]);

@@ -41,7 +41,7 @@ impl Rope {
     }
 
     /// Cosines and sines of the angles at the given positions, `[positions, head_dim / 2]` each.
-    pub(crate) fn angles(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
+    pub fn angles(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
         positions
             .flat_map(|position| self.inv_freq.iter().map(move |f| (position as f32 * f).sin_cos()))
             .map(|(sin, cos)| (cos, sin))

@@ -209,7 +209,8 @@ fn joined<'a, B: Backend>(
     merge(hidden, z, &modulation)
 }
 
-fn summed(losses: &[f32], draws: &Draws) -> StepLoss {
+/// Losses, one a row, as sums.
+pub(super) fn summed(losses: &[f32], draws: &Draws) -> StepLoss {
     let mut by_timestep = LossByTimestep::default();
     for (&loss, &t) in losses.iter().zip(&draws.timesteps) {
         by_timestep.add(t, loss);

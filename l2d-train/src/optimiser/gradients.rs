@@ -52,6 +52,11 @@ impl<B: Backend> NamedGradients<B> {
         Self { flat: collect.flat }
     }
 
+    /// Gradients that were not computed by automatic differentiation, flattened, under their parameters' names.
+    pub fn from_named(named: impl IntoIterator<Item = (String, Tensor<B, 1>)>) -> Self {
+        Self { flat: named.into_iter().collect() }
+    }
+
     /// Adds another micro-batch's gradients.
     pub fn add(&mut self, other: Self) {
         for (name, gradient) in other.flat {

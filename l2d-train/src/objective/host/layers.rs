@@ -1,0 +1,218 @@
+//! The layers of the diffusion path on the host: frozen, trained and adapted, forward and backward.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use l2d_core::cpu::dense::{View, add_bias, add_column_sums, multiply, silu, silu_backward};
+use l2d_core::diffusion::Variant;
+use l2d_core::lm::HostTensor;
+use l2d_core::parameters::parameters;
+
+use super::buffers::Buffers;
+
+/// Trained parameters by name, as they are in this step.
+#[derive(Debug)]
+pub(super) struct Parameters(BTreeMap<String, HostTensor>);
+
+impl Parameters {
+    pub(super) fn of<B: Backend, M: Module<B>>(module: &M) -> Self {
+        Self(parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
+    }
+
+    /// Values of the parameter `prefix.name`.
+    ///
+    /// # Panics
+    /// If the module has none.
+    pub(super) fn get(&self, prefix: &str, name: &str) -> &[f32] {
+        self.find(prefix, name).unwrap_or_else(|| panic!("the path has a parameter {prefix}.{name}"))
+    }
+
+    pub(super) fn find(&self, prefix: &str, name: &str) -> Option<&[f32]> {
+        let name = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+        self.0.get(&name).map(|tensor| &tensor.values[..])
+    }
+}
+
+/// Gradients of the trained parameters, by name.
+#[derive(Debug, Default)]
+pub(super) struct Gradients(BTreeMap<String, Vec<f32>>);
+
+impl Gradients {
+    /// The gradient of `prefix.name`, zeros at first.
+    pub(super) fn of(&mut self, prefix: &str, name: &str, len: usize) -> &mut [f32] {
+        let name = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+        self.0.entry(name).or_insert_with(|| vec![0.0; len])
+    }
+
+    pub(super) fn into_inner(self) -> BTreeMap<String, Vec<f32>> {
+        self.0
+    }
+
+    /// Adds what a layer `y = x W + b` called `prefix` learns from `dy`.
+    pub(super) fn add_linear(
+        &mut self,
+        prefix: &str,
+        x: &[f32],
+        dy: &[f32],
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) {
+        let weight = self.of(prefix, "weight", inputs * outputs);
+        multiply(weight, View::new(x, inputs).t(), View::new(dy, outputs), 1.0, true);
+        if bias {
+            add_column_sums(self.of(prefix, "bias", outputs), dy);
+        }
+    }
+}
+
+/// `Linear, SiLU, Linear`: translation, time embedding and all heads of the modulation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TwoLayers {
+    pub(super) inputs: usize,
+    pub(super) inner: usize,
+    pub(super) outputs: usize,
+}
+
+impl TwoLayers {
+    /// `x: [rows, inputs]` to the first layer's result `[rows, inner]`, kept for the way back, and `[rows, outputs]`.
+    pub(super) fn forward(
+        self,
+        parameters: &Parameters,
+        prefix: &str,
+        x: &[f32],
+        buffers: &mut Buffers,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let rows = x.len() / self.inputs;
+        let layer = |name: &str| format!("{prefix}.{name}");
+        let mut before = buffers.take(rows * self.inner);
+        linear(&mut before, x, parameters, &layer("inner"), self.inputs, self.inner);
+        let mut active = buffers.take(before.len());
+        silu(&mut active, &before);
+        let mut y = buffers.take(rows * self.outputs);
+        linear(&mut y, &active, parameters, &layer("outer"), self.inner, self.outputs);
+        buffers.give(active);
+        (before, y)
+    }
+
+    /// Adds the layers' gradients; adds `dL/dx` to `dx` where it is wanted.
+    pub(super) fn backward(
+        self,
+        parameters: &Parameters,
+        gradients: &mut Gradients,
+        prefix: &str,
+        (x, before, dy): (&[f32], &[f32], &[f32]),
+        dx: Option<&mut [f32]>,
+        buffers: &mut Buffers,
+    ) {
+        let layer = |name: &str| format!("{prefix}.{name}");
+        let mut active = buffers.take(before.len());
+        silu(&mut active, before);
+        gradients.add_linear(&layer("outer"), &active, dy, self.inner, self.outputs, true);
+        let weight = View::new(parameters.get(&layer("outer"), "weight"), self.outputs);
+        let mut d = active;
+        multiply(&mut d, View::new(dy, self.outputs), weight.t(), 1.0, false);
+        silu_backward(&mut d, before);
+        gradients.add_linear(&layer("inner"), x, &d, self.inputs, self.inner, true);
+        if let Some(dx) = dx {
+            let weight = View::new(parameters.get(&layer("inner"), "weight"), self.inner);
+            multiply(dx, View::new(&d, self.inner), weight.t(), 1.0, true);
+        }
+        buffers.give(d);
+    }
+}
+
+/// `y = x W + b` of a trained layer.
+pub(super) fn linear(y: &mut [f32], x: &[f32], parameters: &Parameters, prefix: &str, inputs: usize, outputs: usize) {
+    multiply(y, View::new(x, inputs), View::new(parameters.get(prefix, "weight"), outputs), 1.0, false);
+    if let Some(bias) = parameters.find(prefix, "bias") {
+        add_bias(y, bias);
+    }
+}
+
+/// A frozen layer's weight `[in, out]` and bias, as they stand in memory for the moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frozen<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+impl Frozen<'_> {
+    /// `x: [rows, in]` to `[rows, out]`.
+    pub(super) fn forward(&self, x: &[f32], buffers: &mut Buffers) -> Vec<f32> {
+        let mut y = buffers.take(x.len() / self.inputs * self.outputs);
+        multiply(&mut y, View::new(x, self.inputs), View::new(self.weight, self.outputs), 1.0, false);
+        if let Some(bias) = self.bias {
+            add_bias(&mut y, bias);
+        }
+        y
+    }
+}
+
+/// The path's version of a frozen layer (METHOD section 6): `base(x) + (alpha / r) (x A) B`, or a layer of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Adapted<'a> {
+    pub(super) base: Frozen<'a>,
+    pub(super) variant: Variant,
+    pub(super) prefix: &'a str,
+}
+
+impl Adapted<'_> {
+    /// `x: [rows, in]` to `[rows, out]`; and `(alpha / r) x A`, `[rows, r]`, empty where the layer is the path's own.
+    pub(super) fn forward(&self, parameters: &Parameters, x: &[f32], buffers: &mut Buffers) -> (Vec<f32>, Vec<f32>) {
+        let Frozen { inputs, outputs, .. } = self.base;
+        match self.variant {
+            Variant::Lora { rank, alpha } => {
+                let mut y = self.base.forward(x, buffers);
+                let mut narrow = buffers.take(x.len() / inputs * rank);
+                let scale = (alpha / rank as f64) as f32;
+                let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
+                multiply(&mut narrow, View::new(x, inputs), View::new(a, rank), scale, false);
+                multiply(&mut y, View::new(&narrow, rank), View::new(b, outputs), 1.0, true);
+                (y, narrow)
+            }
+            Variant::Full | Variant::Scratch => {
+                let mut y = buffers.take(x.len() / inputs * outputs);
+                linear(&mut y, x, parameters, self.prefix, inputs, outputs);
+                (y, Vec::new())
+            }
+        }
+    }
+
+    /// Adds the layer's gradients and writes (or, where `accumulate`, adds) `dL/dx` to `dx`.
+    pub(super) fn backward(
+        &self,
+        parameters: &Parameters,
+        gradients: &mut Gradients,
+        (x, narrow, dy): (&[f32], &[f32], &[f32]),
+        dx: &mut [f32],
+        accumulate: bool,
+        buffers: &mut Buffers,
+    ) {
+        let Frozen { inputs, outputs, weight, bias } = self.base;
+        let dy_view = View::new(dy, outputs);
+        match self.variant {
+            Variant::Lora { rank, alpha } => {
+                let scale = (alpha / rank as f64) as f32;
+                let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
+                multiply(dx, dy_view, View::new(weight, outputs).t(), 1.0, accumulate);
+                let db = gradients.of(self.prefix, "b", rank * outputs);
+                multiply(db, View::new(narrow, rank).t(), dy_view, 1.0, true);
+                let mut dnarrow = buffers.take(narrow.len());
+                multiply(&mut dnarrow, dy_view, View::new(b, outputs).t(), scale, false);
+                let da = gradients.of(self.prefix, "a", inputs * rank);
+                multiply(da, View::new(x, inputs).t(), View::new(&dnarrow, rank), 1.0, true);
+                multiply(dx, View::new(&dnarrow, rank), View::new(a, rank).t(), 1.0, true);
+                buffers.give(dnarrow);
+            }
+            Variant::Full | Variant::Scratch => {
+                let own = parameters.get(self.prefix, "weight");
+                multiply(dx, dy_view, View::new(own, outputs).t(), 1.0, accumulate);
+                gradients.add_linear(self.prefix, x, dy, inputs, outputs, bias.is_some());
+            }
+        }
+    }
+}
