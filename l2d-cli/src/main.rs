@@ -42,13 +42,16 @@ fn run(cli: Cli) -> Result<(), CliError> {
     let threads = backend.decode_threads();
     match cli.command {
         Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, threads)),
-        Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args)),
+        Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args, backend)),
         Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
         Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(BenchCommand::Decode(args)) => {
-            with_backend!(backend, B => commands::bench::run::<B>(&args, backend))
+            with_backend!(backend, B => commands::bench::decode::run::<B>(&args, backend))
+        }
+        Command::Bench(BenchCommand::Train(args)) => {
+            with_backend!(backend, B => commands::bench::train::run::<B>(&args, backend))
         }
     }
 }

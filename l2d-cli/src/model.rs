@@ -76,11 +76,12 @@ impl Detokenizer for Text {
     }
 }
 
-/// Loads a base LM and its text side.
-pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device) -> Result<(Lm<B>, Text), CliError> {
+/// Loads a base LM and its text side; `packed` for the CPU's own kernels, as the file stores it.
+pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device, packed: bool) -> Result<(Lm<B>, Text), CliError> {
     let checkpoint = Checkpoint::open(path)?;
     let text = Text::of(&checkpoint);
-    let lm = Lm::load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?;
+    let load = if packed { Lm::load_packed } else { Lm::load };
+    let lm = load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?;
     Ok((lm.no_grad(), text))
 }
 
@@ -116,7 +117,7 @@ impl<B: Backend> Model<B> {
                     backend.name()
                 )));
             }
-            let (lm, text) = load_base::<B>(&args.model, device)?;
+            let (lm, text) = load_base::<B>(&args.model, device, false)?;
             return Ok((Self::join(args, lm)?, text));
         }
         let checkpoint = Checkpoint::open(&args.model)?;

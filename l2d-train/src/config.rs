@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Columns;
 use crate::error::{Result, TrainError};
+use crate::objective::{DrawSettings, Recompute};
 use crate::optimiser::{AdamWConfig, Decay, Schedule, Warmup};
 
 /// What is trained.
@@ -59,6 +60,10 @@ pub struct TrainConfig {
     pub timesteps: TimestepSampling,
     /// Probability that a position's class is replaced by "no class" (objective `l2d` with classes).
     pub class_dropout: f64,
+    /// Times and noises at each labelled position, which share one pass of the main path (objective `l2d`).
+    pub draws_per_position: usize,
+    /// What is computed again on the way back instead of being kept (objective `l2d`).
+    pub recompute: Recompute,
     /// Rank of the low-rank corrections (objective `lora`).
     pub lora_rank: usize,
     /// Their alpha (objective `lora`).
@@ -101,6 +106,8 @@ impl Default for TrainConfig {
             diffusion: RawDiffusionConfig::default(),
             timesteps: TimestepSampling::default(),
             class_dropout: 0.2,
+            draws_per_position: 1,
+            recompute: Recompute::None,
             lora_rank: 32,
             lora_alpha: 64.0,
             head_chunk: 1024,
@@ -174,10 +181,19 @@ impl TrainConfig {
             }
             _ => {}
         }
+        if !(1..=1024).contains(&self.draws_per_position) {
+            return fail("draws_per_position", format!("{} is outside 1..=1024", self.draws_per_position));
+        }
         if self.lora_rank == 0 || self.head_chunk == 0 || self.log_every == 0 || self.keep_last == 0 {
             return fail("lora_rank, head_chunk, log_every, keep_last", "each must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// How the L2D objective draws.
+    pub fn draws(&self) -> DrawSettings {
+        let Self { timesteps, class_dropout, draws_per_position: per_position, .. } = *self;
+        DrawSettings { timesteps, class_dropout, per_position }
     }
 
     /// Updates of a run over so many examples.

@@ -16,7 +16,7 @@ use crate::config::TrainConfig;
 use crate::data::{Batch, BatchOrder, Example, micro_batches};
 use crate::error::{Result, TrainError};
 use crate::log::{EventFile, MetricsLog};
-use crate::objective::{StepLoss, TIMESTEP_BINS};
+use crate::objective::{Recompute, StepLoss, TIMESTEP_BINS};
 use crate::optimiser::{AdamW, Decay, NamedGradients, clip_coefficient};
 use crate::run_dir::{RunDir, RunState};
 use crate::task::Task;
@@ -521,6 +521,7 @@ fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &[Example]) -> 
         // How much is in memory at a time changes the rounding alone: a run that ran out of memory may go on with less.
         micro_batch_size: None,
         head_chunk: 1,
+        recompute: Recompute::None,
         validate_every: 0,
         log_every: 1,
         checkpoint_every: 0,

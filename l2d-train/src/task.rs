@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
 use crate::error::{Result, TrainError};
-use crate::objective::{L2dObjective, LmObjective, StepLoss};
+use crate::objective::{DrawSettings, HostL2d, L2dObjective, LmObjective, Recompute, StepLoss};
 use crate::optimiser::NamedGradients;
 
 /// The diffusion path in a checkpoint's folder: an adapter as `l2d generate` takes it.
@@ -60,20 +60,54 @@ pub trait Task<AB: AutodiffBackend> {
 /// L2D: a diffusion path beside a frozen LM.
 #[derive(Debug)]
 pub struct L2dTask<AB: AutodiffBackend> {
-    objective: L2dObjective<AB>,
+    engine: L2dEngine<AB>,
     base: BaseFingerprint,
+    draws: DrawSettings,
+}
+
+/// How the L2D objective is computed; both ways give the same numbers but for rounding.
+#[derive(Debug)]
+pub enum L2dEngine<AB: AutodiffBackend> {
+    /// By automatic differentiation on any backend.
+    Autodiff(Box<L2dObjective<AB>>),
+    /// By hand, on the CPU.
+    Host(Box<HostL2d<AB::InnerBackend>>),
+}
+
+impl<AB: AutodiffBackend> L2dEngine<AB> {
+    /// By hand beside a packed LM, by automatic differentiation beside another. `head_chunk` rows of logits are held at a
+    /// time; `recompute` is heeded by hand only.
+    pub fn new(lm: Lm<AB::InnerBackend>, head_chunk: usize, recompute: Recompute) -> Self {
+        if lm.is_packed() {
+            let mut objective = HostL2d::new(lm);
+            (objective.head_chunk, objective.recompute) = (head_chunk, recompute);
+            return Self::Host(Box::new(objective));
+        }
+        let mut objective = L2dObjective::new(lm);
+        objective.head_chunk = head_chunk;
+        Self::Autodiff(Box::new(objective))
+    }
 }
 
 impl<AB: AutodiffBackend> L2dTask<AB> {
-    /// Trains beside the objective's LM.
-    pub fn new(objective: L2dObjective<AB>) -> Self {
-        let base = BaseFingerprint::of(objective.lm());
-        Self { objective, base }
+    /// Trains beside the engine's LM.
+    pub fn new(engine: L2dEngine<AB>, draws: DrawSettings) -> Self {
+        let mut task = Self { engine, base: BaseFingerprint::default(), draws };
+        task.base = BaseFingerprint::of(task.lm());
+        task
     }
 
     /// The base's fingerprint, as adapters carry it.
     pub fn base(&self) -> &BaseFingerprint {
         &self.base
+    }
+
+    /// The frozen LM.
+    pub fn lm(&self) -> &Lm<AB::InnerBackend> {
+        match &self.engine {
+            L2dEngine::Autodiff(objective) => objective.lm(),
+            L2dEngine::Host(objective) => objective.lm(),
+        }
     }
 }
 
@@ -87,15 +121,23 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
         rngs: &mut [ChaCha8Rng],
     ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
         let batch = batch.labelled();
-        let draws = self.objective.draw(&model.config, &batch, rngs);
-        let (loss, gradients) = self.objective.loss_and_gradients(model, &batch, &draws);
-        (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+        let draws = self.draws.draw(&model.config, &batch, rngs);
+        match &self.engine {
+            L2dEngine::Autodiff(objective) => {
+                let (loss, gradients) = objective.loss_and_gradients(model, &batch, &draws);
+                (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+            }
+            L2dEngine::Host(objective) => objective.loss_and_gradients(&model.valid(), &batch, &draws),
+        }
     }
 
     fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss {
         let batch = batch.labelled();
-        let draws = self.objective.draw(&model.config, &batch, rngs);
-        self.objective.loss(&model.valid(), &batch, &draws)
+        let draws = self.draws.draw(&model.config, &batch, rngs);
+        match &self.engine {
+            L2dEngine::Autodiff(objective) => objective.loss(&model.valid(), &batch, &draws),
+            L2dEngine::Host(objective) => objective.loss(&model.valid(), &batch, &draws),
+        }
     }
 
     fn no_class(&self, model: &Self::Model) -> Option<usize> {
@@ -107,7 +149,7 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
     }
 
     fn load(&self, _model: Self::Model, folder: &Path) -> Result<Self::Model> {
-        let path = load_adapter(&folder.join(ADAPTER_FILE), self.objective.lm())?;
+        let path = load_adapter(&folder.join(ADAPTER_FILE), self.lm())?;
         Ok(trainable(AutodiffModule::from_inner(path)))
     }
 }

@@ -12,11 +12,11 @@ use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{L2dObjective, Labelled, LmObjective, StepLoss, add_lora};
+use l2d_train::objective::{DrawSettings, Labelled, LmObjective, Recompute, StepLoss, add_lora};
 use l2d_train::optimiser::NamedGradients;
 use l2d_train::{
-    L2dTask, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError, Trained,
-    train,
+    L2dEngine, L2dTask, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError,
+    Trained, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -54,6 +54,11 @@ fn config() -> TrainConfig {
     }
 }
 
+/// The task by automatic differentiation.
+fn l2d_task(lm: Lm<B>) -> L2dTask<AB> {
+    L2dTask::new(L2dEngine::new(lm, 1024, Recompute::None), DrawSettings::default())
+}
+
 struct Losses {
     losses: Vec<f64>,
     stop_after: Option<u64>,
@@ -78,7 +83,7 @@ fn run(
     let lm = golden_lm::<B>("base_llama", &Default::default());
     let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
     let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(config.seed));
-    let task = L2dTask::<AB>::new(L2dObjective::new(lm));
+    let task = l2d_task(lm);
     let storage =
         folder.map(|folder| Storage { dir: RunDir::create(folder).expect("a folder"), resume, notes: BTreeMap::new() });
     let mut observer = Losses { losses: vec![], stop_after, cancel: Box::leak(Box::new(AtomicBool::new(false))) };
@@ -144,7 +149,7 @@ fn accumulated_gradients_are_those_of_one_large_batch() {
         let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
         let mut observer = Norms(vec![]);
         train(
-            &L2dTask::<AB>::new(L2dObjective::new(lm)),
+            &l2d_task(lm),
             trainable(AutodiffModule::from_inner(path)),
             &examples(17, 1),
             &[],
@@ -201,7 +206,7 @@ fn the_path_learns_to_read_its_diffusion_token() {
     let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
     let mut observer = Late(vec![]);
     train(
-        &L2dTask::<AB>::new(L2dObjective::new(lm)),
+        &l2d_task(lm),
         trainable(AutodiffModule::from_inner(path)),
         &examples(60, 1),
         &[],
@@ -286,7 +291,7 @@ fn a_value_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint() 
         let config = TrainConfig { keep_last: 1, checkpoint_every: 1, ..config() };
         let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
         let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
-        let task = Poisoned { task: L2dTask::new(L2dObjective::new(lm)), calls: Cell::new(0), from_call: 7, what };
+        let task = Poisoned { task: l2d_task(lm), calls: Cell::new(0), from_call: 7, what };
         let dir = RunDir::create(folder.path()).expect("a folder");
         let result = train::<AB, _>(
             &task,
@@ -378,7 +383,7 @@ fn a_validation_that_was_called_off_is_made_when_the_run_goes_on() {
         let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
         let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(config.seed));
         let cancel = AtomicBool::new(false);
-        let task = Impatient { task: L2dTask::new(L2dObjective::new(lm)), cancel: &cancel, asked: Cell::new(0) };
+        let task = Impatient { task: l2d_task(lm), cancel: &cancel, asked: Cell::new(0) };
         let stopped = train::<AB, _>(
             &task,
             trainable(AutodiffModule::from_inner(path)),
@@ -505,16 +510,13 @@ fn the_gradient_of_the_lm_is_the_slope_of_its_loss() {
 
 #[test]
 fn class_dropout_is_drawn_for_every_position() {
-    let lm = golden_lm::<B>("base_llama", &Default::default());
-    let mut objective = L2dObjective::<AB>::new(lm);
-    objective.class_dropout = 0.2;
     let raw = RawDiffusionConfig { classes: vec!["math".into(), "code".into()], ..config().diffusion };
     let config = raw.check(Path::new("test")).expect("valid");
     let labels: Vec<Vec<(usize, u32)>> = vec![(0..2000).map(|k| (k, 1)).collect(); 2];
     let tokens = vec![vec![1; 2001]; 2];
     let batch = Labelled { tokens: &tokens, labels: &labels, classes: Some(&[1, 0]) };
     let mut rngs = [ChaCha8Rng::seed_from_u64(1), ChaCha8Rng::seed_from_u64(2)];
-    let classes = objective.draw(&config, &batch, &mut rngs).classes.expect("drawn");
+    let classes = DrawSettings::default().draw(&config, &batch, &mut rngs).classes.expect("drawn");
     for (own, drawn) in [1, 0].into_iter().zip(classes.chunks(2000)) {
         assert!(drawn.iter().all(|&class| class == own || class == 2));
         let dropped = drawn.iter().filter(|&&class| class == 2).count() as f64 / 2000.0;
@@ -619,7 +621,7 @@ fn silent_runs_need_no_folder() {
     let raw = config.diffusion.clone().check(Path::new("test")).expect("valid");
     let path: DiffusionPath<B> = DiffusionPath::init(&lm, &raw, &mut ChaCha8Rng::seed_from_u64(0));
     let trained = train(
-        &L2dTask::<AB>::new(L2dObjective::new(lm)),
+        &l2d_task(lm),
         trainable(AutodiffModule::from_inner(path)),
         &examples(4, 3),
         &[],

@@ -12,6 +12,47 @@ use super::model::ModelArgs;
 pub(crate) enum BenchCommand {
     /// Tokens per second of a model, by steps, batch and prompt length.
     Decode(BenchDecodeArgs),
+    /// Seconds of a training step, forward and backward, beside what the machine's matrix products allow.
+    Train(BenchTrainArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrainArgs {
+    /// A Hugging Face folder or a .gguf file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+
+    /// Settings as for `l2d train`: objective, diffusion path, recompute, head_chunk.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Any setting of the file, as KEY=VALUE; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Sequences of a micro-batch.
+    #[arg(long, value_name = "B", default_value_t = 2)]
+    pub(crate) batch: usize,
+
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "T", default_value_t = 512)]
+    pub(crate) tokens: usize,
+
+    /// Part of each sequence's positions that is labelled, its end; several after commas.
+    #[arg(long, value_name = "X,..", value_delimiter = ',', default_value = "1,0.5")]
+    pub(crate) labelled: Vec<f64>,
+
+    /// Steps of each case after a first one that warms up; the median is shown.
+    #[arg(long, value_name = "R", default_value_t = 3)]
+    pub(crate) repeats: usize,
+
+    /// Differentiate automatically on the CPU as well, for comparison.
+    #[arg(long)]
+    pub(crate) autodiff: bool,
+
+    /// Write the figures to this file as well.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

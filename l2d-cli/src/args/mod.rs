@@ -11,7 +11,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs};
+pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
 pub(crate) use self::eval::EvalArgs;
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};

@@ -24,8 +24,8 @@ use l2d_eval::{Evaluation, RunResult, RunSettings, Sample};
 use l2d_infer::decode::{Decoder, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::data::{Dataset, Example};
-use l2d_train::objective::{L2dObjective, LmObjective, add_lora};
-use l2d_train::{L2dTask, LmTask, Outcome, Silent, Task, TrainConfig, train};
+use l2d_train::objective::{LmObjective, add_lora};
+use l2d_train::{L2dEngine, L2dTask, LmTask, Outcome, Silent, Task, TrainConfig, train};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -114,9 +114,8 @@ impl<B: Backend> Session<'_, B> {
                 format!("about {} seconds", self.args.seconds)
             },
         )?;
-        let mut objective = L2dObjective::<Autodiff<B>>::new(self.lm.clone());
-        objective.timesteps = recipe.timesteps;
-        let task = L2dTask::new(objective);
+        let engine = L2dEngine::new(self.lm.clone(), recipe.head_chunk, recipe.recompute);
+        let task = L2dTask::<Autodiff<B>>::new(engine, recipe.draws());
         let path = self.train(&task, trainable(AutodiffModule::from_inner(path)), recipe, examples)?.valid();
         let file = self.args.out.join("live-adapter.safetensors");
         let notes = BTreeMap::from([("made_by".to_string(), "l2d quickstart".to_string())]);

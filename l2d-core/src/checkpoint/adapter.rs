@@ -24,7 +24,7 @@ const FORMAT: &str = "l2d-adapter";
 const VERSION: &str = "1";
 
 /// Recognises a base LM: its architecture and a sample of its weights.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseFingerprint {
     /// SHA-256 of the architecture.

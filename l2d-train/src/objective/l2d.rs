@@ -3,13 +3,11 @@
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
-use l2d_core::corruption::{TimestepSampling, corrupt};
-use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, merge};
+use l2d_core::corruption::corrupt;
+use l2d_core::diffusion::{DiffusionPath, merge};
 use l2d_core::lm::{AttentionPlan, Context, KvCache, Lm};
-use rand::RngExt;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 
+use super::draws::{Draws, Labelled};
 use super::loss::{LossByTimestep, StepLoss, chunked_head_loss, chunked_head_loss_only, ids};
 
 /// Trains a [`DiffusionPath`] beside a frozen [`Lm`].
@@ -22,37 +20,11 @@ pub struct L2dObjective<AB: AutodiffBackend> {
     lm: Lm<AB::InnerBackend>,
     /// The same weights (shared) where the diffusion path meets them.
     frozen: Lm<AB>,
-    /// How times are drawn.
-    pub timesteps: TimestepSampling,
-    /// Probability that a position's class is replaced by "no class".
-    pub class_dropout: f64,
     /// Rows of logits held at a time.
     pub head_chunk: usize,
 }
 
-/// A batch as the objectives want it: right-padded rows and what each labelled position must predict.
-#[derive(Debug, Clone, Copy)]
-pub struct Labelled<'a> {
-    /// `[batch][positions]`, equally long; positions after a sequence's end hold any valid id.
-    pub tokens: &'a [Vec<u32>],
-    /// For each sequence the labelled `(position, target)` pairs: position `k` predicts token `k + 1`.
-    pub labels: &'a [Vec<(usize, u32)>],
-    /// Guidance class of each sequence, if classes are trained.
-    pub classes: Option<&'a [usize]>,
-}
-
-/// The random draws of a batch, one per labelled position, in the order of [`Labelled::labels`].
-#[derive(Debug, Clone)]
-pub struct Draws {
-    /// Diffusion times.
-    pub timesteps: Vec<f32>,
-    /// Standard normal noise, `[positions, d]` row-major; the base noise is `sigma` times this.
-    pub noise: Vec<f32>,
-    /// Class of each position after dropout; `None` without classes.
-    pub classes: Option<Vec<usize>>,
-}
-
-/// The labelled positions laid out as rows, `batch * width` of them; a sequence with fewer than `width` labels repeats
+/// The draws at labelled positions laid out as rows, `batch * width` of them; a sequence with fewer than `width` labels repeats
 /// its last slot in rows that count for nothing.
 struct Rows {
     slots: Vec<Vec<usize>>,
@@ -65,19 +37,18 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(batch: &Labelled<'_>) -> Self {
-        let width = batch.labels.iter().map(Vec::len).max().unwrap_or(0);
+    fn new(batch: &Labelled<'_>, per_position: usize) -> Self {
+        let width = batch.labels.iter().map(Vec::len).max().unwrap_or(0) * per_position;
         let length = batch.tokens.first().map_or(0, Vec::len);
         let (mut slots, mut labelled, mut targets, mut places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (b, labels) in batch.labels.iter().enumerate() {
             let last = labels.last().map_or(0, |&(position, _)| position);
-            let row: Vec<usize> = labels
-                .iter()
-                .map(|&(position, _)| position)
-                .chain(std::iter::repeat_n(last, width - labels.len()))
-                .collect();
-            labelled.extend((0..labels.len()).map(|i| (b * width + i) as u32));
-            targets.extend(labels.iter().map(|&(_, target)| target));
+            let draws = || labels.iter().flat_map(|label| std::iter::repeat_n(label, per_position));
+            let count = labels.len() * per_position;
+            let row: Vec<usize> =
+                draws().map(|&(position, _)| position).chain(std::iter::repeat_n(last, width - count)).collect();
+            labelled.extend((0..count).map(|i| (b * width + i) as u32));
+            targets.extend(draws().map(|&(_, target)| target));
             places.extend(row.iter().map(|&slot| (b * length + slot) as u32));
             slots.push(row);
         }
@@ -99,36 +70,15 @@ impl Rows {
 }
 
 impl<AB: AutodiffBackend> L2dObjective<AB> {
-    /// An objective beside `lm`, with uniform times, class dropout 0.2 and 1024 rows of logits at a time.
+    /// An objective beside `lm`, with 1024 rows of logits at a time.
     pub fn new(lm: Lm<AB::InnerBackend>) -> Self {
         let frozen: Lm<AB> = AutodiffModule::from_inner(lm.clone());
-        Self { lm, frozen: frozen.no_grad(), timesteps: Default::default(), class_dropout: 0.2, head_chunk: 1024 }
+        Self { lm, frozen: frozen.no_grad(), head_chunk: 1024 }
     }
 
     /// The frozen LM.
     pub fn lm(&self) -> &Lm<AB::InnerBackend> {
         &self.lm
-    }
-
-    /// Draws times, noise and class dropout for a batch, each sequence from its own generator: what a sequence draws does
-    /// not depend on how a batch is cut into micro-batches.
-    ///
-    /// # Panics
-    /// When there are not as many generators as sequences.
-    pub fn draw(&self, config: &DiffusionConfig, batch: &Labelled<'_>, rngs: &mut [ChaCha8Rng]) -> Draws {
-        assert_eq!(rngs.len(), batch.labels.len(), "one generator per sequence");
-        let mut draws = Draws { timesteps: vec![], noise: vec![], classes: config.no_class().map(|_| vec![]) };
-        for (b, (labels, rng)) in batch.labels.iter().zip(rngs).enumerate() {
-            draws.timesteps.extend(labels.iter().map(|_| self.timesteps.sample(rng)));
-            draws.noise.extend((0..labels.len() * config.dim).map(|_| -> f32 { StandardNormal.sample(rng) }));
-            if let (Some(classes), Some(no_class)) = (&mut draws.classes, config.no_class()) {
-                let class = batch.classes.map_or(no_class, |classes| classes[b]);
-                classes.extend(
-                    labels.iter().map(|_| if rng.random::<f64>() < self.class_dropout { no_class } else { class }),
-                );
-            }
-        }
-        draws
     }
 
     /// The loss of a batch under given draws, and the gradient of its SUM over labelled positions.
@@ -141,7 +91,7 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
         batch: &Labelled<'_>,
         draws: &Draws,
     ) -> (StepLoss, AB::Gradients) {
-        let rows = Rows::new(batch);
+        let rows = Rows::new(batch, draws.per_position(batch));
         let (cache, hidden) = self.main_pass(batch);
         let hidden = Tensor::from_inner(hidden.select(0, ids(&rows.places, &self.lm.device())));
         let context = |layer: usize| {
@@ -160,7 +110,7 @@ impl<AB: AutodiffBackend> L2dObjective<AB> {
 
     /// The loss alone, without differentiation; for validation.
     pub fn loss(&self, path: &DiffusionPath<AB::InnerBackend>, batch: &Labelled<'_>, draws: &Draws) -> StepLoss {
-        let rows = Rows::new(batch);
+        let rows = Rows::new(batch, draws.per_position(batch));
         let (cache, hidden) = self.main_pass(batch);
         let device = self.lm.device();
         let hidden = hidden.select(0, ids(&rows.places, &device));

@@ -6,7 +6,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use l2d_core::lm::{Linear, Lm, Lora, host_values};
 use rand_chacha::ChaCha8Rng;
 
-use super::l2d::Labelled;
+use super::draws::Labelled;
 use super::loss::{StepLoss, chunked_head_loss, chunked_head_loss_only, cross_entropy, ids};
 
 /// Trains the LM's own weights on the labelled positions.

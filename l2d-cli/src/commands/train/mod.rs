@@ -1,7 +1,7 @@
 //! `l2d train`: finetune a diffusion path, or the LM itself.
 
 mod data;
-mod settings;
+pub(crate) mod settings;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,12 +16,15 @@ use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
 use l2d_train::data::Example;
-use l2d_train::objective::{L2dObjective, LmObjective, add_lora};
-use l2d_train::{L2dTask, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train};
+use l2d_train::objective::{LmObjective, add_lora};
+use l2d_train::{
+    L2dEngine, L2dTask, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::args::TrainArgs;
+use crate::backend::BackendKind;
 use crate::commands::losses;
 use crate::error::CliError;
 use crate::export::export_model;
@@ -29,7 +32,7 @@ use crate::model::{Text, load_base, on_interrupt};
 use crate::progress::TrainProgress;
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<(), CliError> {
     let config = settings::settings(args)?;
     config.check()?;
     if args.from_scratch && config.objective != ObjectiveKind::Full {
@@ -47,7 +50,9 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
         let text = Text::of(&checkpoint);
         (Lm::<B>::init(&checkpoint.config, &mut rng, &device), text)
     } else {
-        load_base::<B>(&args.model, &device)?
+        // On a CPU the frozen base is kept as its file stores it, for the objective by hand.
+        let frozen = config.objective == ObjectiveKind::L2d && backend.is_cpu();
+        load_base::<B>(&args.model, &device, frozen)?
     };
     let (examples, validation) = data::data(args, &config, &text, lm.config.max_positions)?;
     let storage = Storage { dir, resume: args.resume, notes: notes(args) };
@@ -63,11 +68,8 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs) -> Result<(), CliError> {
             let counts = diffusion.parameter_counts(&lm.config);
             eprintln!("trainable parameters: {} (base: {}, frozen)", counts.total(), lm.config.num_parameters());
             let path = DiffusionPath::init(&lm, &diffusion, &mut rng);
-            let mut objective = L2dObjective::<Autodiff<B>>::new(lm);
-            objective.timesteps = config.timesteps;
-            objective.class_dropout = config.class_dropout;
-            objective.head_chunk = config.head_chunk;
-            let task = L2dTask::new(objective);
+            let engine = L2dEngine::new(lm, config.head_chunk, config.recompute);
+            let task = L2dTask::<Autodiff<B>>::new(engine, config.draws());
             let path = trainable(AutodiffModule::from_inner(path));
             let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;
             let file = args.out.join("adapter.safetensors");

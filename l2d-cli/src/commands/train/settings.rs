@@ -1,5 +1,7 @@
 //! The settings of a run: defaults, then the TOML file, then --set, then flags.
 
+use std::path::Path;
+
 use l2d_train::{ObjectiveKind, TrainConfig};
 
 use crate::args::{ObjectiveArg, TrainArgs};
@@ -7,17 +9,7 @@ use crate::error::CliError;
 
 /// The settings: defaults, then the TOML file, then --set, then flags.
 pub(super) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
-    let mut table = toml::Table::new();
-    if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path).map_err(|e| CliError::io(path, e))?;
-        table = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
-    }
-    for entry in &args.set {
-        set(&mut table, entry)?;
-    }
-    let source = args.config.as_ref().map_or("the settings".to_string(), |path| path.display().to_string());
-    let mut config: TrainConfig =
-        table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))?;
+    let mut config = from_file(args.config.as_deref(), &args.set)?;
     if let Some(objective) = args.objective {
         config.objective = match objective {
             ObjectiveArg::L2d => ObjectiveKind::L2d,
@@ -35,6 +27,20 @@ pub(super) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
     config.max_tokens = args.max_tokens.unwrap_or(config.max_tokens);
     config.seed = args.seed.unwrap_or(config.seed);
     Ok(config)
+}
+
+/// The settings of a TOML file, changed by `KEY=VALUE` entries.
+pub(crate) fn from_file(file: Option<&Path>, entries: &[String]) -> Result<TrainConfig, CliError> {
+    let mut table = toml::Table::new();
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path).map_err(|e| CliError::io(path, e))?;
+        table = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+    }
+    for entry in entries {
+        set(&mut table, entry)?;
+    }
+    let source = file.map_or("the settings".to_string(), |path| path.display().to_string());
+    table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))
 }
 
 /// Puts `a.b=value` into a table; the value is TOML, or a string where it is none.

@@ -26,7 +26,8 @@ use self::buffers::Buffers;
 use self::ends::{Conditioning, Encoder, Head, Inputs};
 use self::frozen::{Angles, Base, Weights};
 use self::layers::{Gradients, Parameters};
-use super::l2d::{Draws, Labelled, summed};
+use super::draws::{Draws, Labelled};
+use super::l2d::summed;
 use super::loss::StepLoss;
 use crate::optimiser::NamedGradients;
 
@@ -132,9 +133,7 @@ impl<B: Backend> HostL2d<B> {
     }
 
     fn run(&self, path: &DiffusionPath<B>, batch: &Labelled<'_>, draws: &Draws, learn: bool) -> (StepLoss, Gradients) {
-        let labels: usize = batch.labels.iter().map(Vec::len).sum();
-        assert!(labels > 0 && draws.timesteps.len().is_multiple_of(labels), "draws for every label");
-        let layout = Layout::new(batch, draws.timesteps.len() / labels);
+        let layout = Layout::new(batch, draws.per_position(batch));
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let (buffers, weights) = &mut *memory;
         let parameters = Parameters::of::<B, _>(path);

@@ -7,6 +7,7 @@ use l2d_infer::Decoder;
 use l2d_infer::decode::{DiffusionParams, Event, GenerationParams, Hooks, Request};
 use serde::Serialize;
 
+use super::{PROSE, peak_memory, prose_tokens};
 use crate::args::BenchDecodeArgs;
 use crate::backend::BackendKind;
 use crate::decoding::Budget;
@@ -97,7 +98,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
             for &prompt in &args.prompt {
                 let requests: Vec<Request> = (0..batch as u64)
                     .map(|sequence| Request {
-                        tokens: prompt_tokens(&words, prompt, sequence as usize),
+                        tokens: prose_tokens(&words, prompt, sequence as usize),
                         class,
                         sequence,
                     })
@@ -191,18 +192,6 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
     Ok(())
 }
 
-/// What prompts are made of. English, because how many guesses of a parallel decoder hold depends on how sure the model is.
-const PROSE: &str = "The harbour lies at the mouth of a slow river. Every morning the fishing boats leave before the sun is up, \
-    and every afternoon they come back with crates of herring and mackerel, which are weighed, sold and packed in ice on \
-    the quay. Twelve boats sail on an ordinary day, and each of them brings home about forty crates. In winter, when the \
-    storms come in from the west, only half of them go out, and the price of fish rises in the whole valley. The old \
-    lighthouse keeper writes the number of boats into a book, together with the wind and the height of the tide. ";
-
-/// `count` tokens of the prose, over and over; every sequence begins at another place.
-fn prompt_tokens(words: &[u32], count: usize, sequence: usize) -> Vec<u32> {
-    words.iter().copied().cycle().skip(17 * sequence % words.len().max(1)).take(count).collect()
-}
-
 /// Bytes a second that all threads together read, best of five, from a quarter of a gibibyte.
 fn memory_bandwidth() -> f64 {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -218,11 +207,4 @@ fn memory_bandwidth() -> f64 {
         (words.len() * 8) as f64 / start.elapsed().as_secs_f64()
     };
     (0..5).map(|_| pass()).fold(0.0, f64::max)
-}
-
-/// The process's high-water mark, where there is Linux's `/proc`.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
