@@ -1,6 +1,7 @@
 //! The settings of a run: as a person writes them, and checked.
 
 use l2d_core::corruption::TimestepSampling;
+use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::RawDiffusionConfig;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,8 @@ pub struct TrainConfig {
     pub draws_per_position: usize,
     /// What is computed again on the way back instead of being kept (objective `l2d`).
     pub recompute: Recompute,
+    /// The factors of large products (objective `l2d` on a CPU).
+    pub matmul_precision: Products,
     /// Rank of the low-rank corrections (objective `lora`).
     pub lora_rank: usize,
     /// Their alpha (objective `lora`).
@@ -108,6 +111,7 @@ impl Default for TrainConfig {
             class_dropout: 0.2,
             draws_per_position: 1,
             recompute: Recompute::None,
+            matmul_precision: Products::F32,
             lora_rank: 32,
             lora_alpha: 64.0,
             head_chunk: 1024,

@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter, read_tensors, save_adapter, write_tensors};
+use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::error::Error as CoreError;
 use l2d_core::lm::{HostTensor, Lm};
@@ -76,10 +77,10 @@ pub enum L2dEngine<AB: AutodiffBackend> {
 
 impl<AB: AutodiffBackend> L2dEngine<AB> {
     /// By hand beside a packed LM, by automatic differentiation beside another. `head_chunk` rows of logits are held at a
-    /// time; `recompute` is heeded by hand only.
-    pub fn new(lm: Lm<AB::InnerBackend>, head_chunk: usize, recompute: Recompute) -> Self {
+    /// time; `products` and `recompute` are heeded by hand only.
+    pub fn new(lm: Lm<AB::InnerBackend>, head_chunk: usize, products: Products, recompute: Recompute) -> Self {
         if lm.is_packed() {
-            let mut objective = HostL2d::new(lm);
+            let mut objective = HostL2d::new(lm, products);
             (objective.head_chunk, objective.recompute) = (head_chunk, recompute);
             return Self::Host(Box::new(objective));
         }

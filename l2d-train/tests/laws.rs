@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::{AutodiffModule, Module, Param};
+use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
@@ -56,7 +57,7 @@ fn config() -> TrainConfig {
 
 /// The task by automatic differentiation.
 fn l2d_task(lm: Lm<B>) -> L2dTask<AB> {
-    L2dTask::new(L2dEngine::new(lm, 1024, Recompute::None), DrawSettings::default())
+    L2dTask::new(L2dEngine::new(lm, 1024, Products::F32, Recompute::None), DrawSettings::default())
 }
 
 struct Losses {

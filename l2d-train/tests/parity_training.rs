@@ -3,6 +3,7 @@
 
 use burn::module::AutodiffModule;
 use l2d_core::cpu::WeightFormat;
+use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::parameters::{parameters, trainable};
 use l2d_testkit::models::{golden_l2d, reference_name, transposed};
@@ -70,7 +71,7 @@ impl Case {
             [None, Some(Recompute::None), Some(Recompute::Blocks)].map(|by_hand| {
                 let mut case = Self::load(name);
                 case.host = by_hand.map(|recompute| {
-                    let mut host = HostL2d::new(case.objective.lm().clone().packed(WeightFormat::F32));
+                    let mut host = HostL2d::new(case.objective.lm().clone().packed(WeightFormat::F32), Products::F32);
                     (host.head_chunk, host.recompute) = (5, recompute);
                     host
                 });

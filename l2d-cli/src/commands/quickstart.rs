@@ -114,7 +114,7 @@ impl<B: Backend> Session<'_, B> {
                 format!("about {} seconds", self.args.seconds)
             },
         )?;
-        let engine = L2dEngine::new(self.lm.clone(), recipe.head_chunk, recipe.recompute);
+        let engine = L2dEngine::new(self.lm.clone(), recipe.head_chunk, recipe.matmul_precision, recipe.recompute);
         let task = L2dTask::<Autodiff<B>>::new(engine, recipe.draws());
         let path = self.train(&task, trainable(AutodiffModule::from_inner(path)), recipe, examples)?.valid();
         let file = self.args.out.join("live-adapter.safetensors");

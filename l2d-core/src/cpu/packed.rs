@@ -334,6 +334,11 @@ impl PackedMatrix {
         product::unpack(self, out);
     }
 
+    /// Writes the weights of panel `panel` as f32 to `out: [inputs, 32]`.
+    pub(super) fn unpack_panel(&self, panel: usize, out: &mut [f32]) {
+        product::unpack_panel(self, panel, out);
+    }
+
     /// The weights of the first inputs as f32, `[count, outputs]`.
     pub fn first_rows(&self, count: usize) -> Vec<f32> {
         let mut one_hot = vec![0.0; self.inputs];

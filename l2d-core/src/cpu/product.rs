@@ -358,28 +358,45 @@ unsafe fn decode_q6<L: Lanes>(sink: &mut impl Sink<L>, inputs: usize, w: *const 
     *sink = local;
 }
 
-/// Writes all weights as f32 to `out: [inputs, outputs]`, on all threads. See [`PackedMatrix::unpack`].
-pub(super) fn unpack(weights: &PackedMatrix, out: &mut [f32]) {
-    struct Unpack<'a> {
-        weights: &'a PackedMatrix,
-        panel: usize,
-        out: Shared<f32>,
-    }
-    impl Kernel for Unpack<'_> {
-        #[inline(always)]
-        unsafe fn run<L: Lanes>(&self) {
-            let (outputs, first) = (self.weights.outputs(), self.panel * COLUMNS);
-            // SAFETY: the panel's columns of a matrix of the weights' size; no two panels share one.
-            unsafe {
-                let to = self.out.get().add(first);
-                let mut store = Store { to, stride: outputs, width: (outputs - first).min(COLUMNS) };
-                decode::<L>(&mut store, self.weights.format(), self.weights.inputs(), self.weights.panel(self.panel));
-            }
+/// One panel's weights as f32, to rows `stride` apart.
+struct Unpack<'a> {
+    weights: &'a PackedMatrix,
+    panel: usize,
+    /// The first column's place in the first row.
+    to: Shared<f32>,
+    stride: usize,
+    /// Columns to write.
+    width: usize,
+}
+
+impl Kernel for Unpack<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let mut store = Store { to: self.to.get(), stride: self.stride, width: self.width };
+        // SAFETY: whoever made this has seen to it that there is room.
+        unsafe {
+            decode::<L>(&mut store, self.weights.format(), self.weights.inputs(), self.weights.panel(self.panel));
         }
     }
-    assert_eq!(out.len(), weights.inputs() * weights.outputs(), "room for {weights:?}");
+}
+
+/// Writes all weights as f32 to `out: [inputs, outputs]`, on all threads. See [`PackedMatrix::unpack`].
+pub(super) fn unpack(weights: &PackedMatrix, out: &mut [f32]) {
+    let outputs = weights.outputs();
+    assert_eq!(out.len(), weights.inputs() * outputs, "room for {weights:?}");
     let out = Shared::new(out);
-    threads::run(weights.panels(), |panel| dispatch(&Unpack { weights, panel, out }));
+    threads::run(weights.panels(), |panel| {
+        let first = panel * COLUMNS;
+        // SAFETY: within the matrix; no two panels share a column.
+        let to = unsafe { out.at(first) };
+        dispatch(&Unpack { weights, panel, to, stride: outputs, width: (outputs - first).min(COLUMNS) });
+    });
+}
+
+/// Writes one panel's weights as f32 to `out: [inputs, 32]`, zeros where the matrix has no more columns.
+pub(super) fn unpack_panel(weights: &PackedMatrix, panel: usize, out: &mut [f32]) {
+    assert_eq!(out.len(), weights.inputs() * COLUMNS, "room for a panel of {weights:?}");
+    dispatch(&Unpack { weights, panel, to: Shared::new(out), stride: COLUMNS, width: COLUMNS });
 }
 
 #[cfg(test)]

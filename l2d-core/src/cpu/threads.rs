@@ -210,6 +210,11 @@ impl<T> Shared<T> {
         Self(values.as_mut_ptr())
     }
 
+    /// From a pointer; who writes through it answers for it.
+    pub(super) fn new_from(pointer: *mut T) -> Self {
+        Self(pointer)
+    }
+
     pub(super) fn get(self) -> *mut T {
         self.0
     }

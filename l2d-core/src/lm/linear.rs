@@ -63,16 +63,9 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Writes the weight as f32 to `out`, `[in, out]`, whatever it held before; without a correction of the layer's own.
-    pub fn unpack_into(&self, out: &mut Vec<f32>) {
-        match &self.packed {
-            None => *out = host_values(self.weight.val()),
-            Some(packed) => {
-                let [inputs, outputs] = self.shape();
-                out.resize(inputs * outputs, 0.0);
-                packed.unpack(out);
-            }
-        }
+    /// The packed weight `[in, out]`; `None` where it is dense.
+    pub fn packed_weight(&self) -> Option<&PackedMatrix> {
+        self.packed.as_ref()
     }
 
     /// The first rows of the weight, at most `count`: `[count, out]` flattened.

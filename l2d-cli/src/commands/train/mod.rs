@@ -68,7 +68,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             let counts = diffusion.parameter_counts(&lm.config);
             eprintln!("trainable parameters: {} (base: {}, frozen)", counts.total(), lm.config.num_parameters());
             let path = DiffusionPath::init(&lm, &diffusion, &mut rng);
-            let engine = L2dEngine::new(lm, config.head_chunk, config.recompute);
+            let engine = L2dEngine::new(lm, config.head_chunk, config.matmul_precision, config.recompute);
             let task = L2dTask::<Autodiff<B>>::new(engine, config.draws());
             let path = trainable(AutodiffModule::from_inner(path));
             let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;

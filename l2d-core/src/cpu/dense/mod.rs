@@ -8,13 +8,17 @@
 //! All matrices are row-major; `rows` are tokens, `width` their numbers.
 
 mod attention;
+mod kernel;
 mod loss;
 mod product;
+mod right;
 mod rows;
 
 pub use attention::{Heads, Sequence, attend, attend_backward};
+pub use kernel::multiply_right;
 pub use loss::cross_entropy_in_place;
 pub use product::{View, multiply};
+pub use right::{Products, Right};
 pub use rows::{
     Modulated, add, add_bias, add_column_sums, gate_branch, gate_branch_backward, norm, norm_backward, rotate, silu,
     silu_backward, swiglu, swiglu_backward,
@@ -23,9 +27,9 @@ pub use rows::{
 /// Defines a function whose body is compiled for every instruction set (see [`super::lanes::dispatch`]); plain loops in it
 /// become vector instructions.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident<$life:lifetime>($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
-        fn $name<$life>($($argument: $type),*) {
+        $visibility fn $name<$life>($($argument: $type),*) {
             struct Work<$life> {
                 $($argument: $type,)*
                 _life: std::marker::PhantomData<&$life ()>,

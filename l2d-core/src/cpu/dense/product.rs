@@ -50,6 +50,21 @@ impl<'a> View<'a> {
         self.rows
     }
 
+    /// Number of columns.
+    pub(super) fn width(&self) -> usize {
+        self.columns
+    }
+
+    /// Distance of rows, and of columns.
+    pub(super) fn strides(&self) -> (usize, usize) {
+        (self.row_stride, self.column_stride)
+    }
+
+    /// What it is a view of, from its first number on.
+    pub(super) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// Transposed.
     pub fn t(self) -> Self {
         let Self { data, rows, columns, row_stride, column_stride } = self;

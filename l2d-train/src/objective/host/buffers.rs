@@ -1,12 +1,16 @@
 //! Memory that is used again: a training step takes and returns a gigabyte in pieces of a few megabytes, and asking the
 //! system for it every time costs more than some of the arithmetic.
 
+use l2d_core::cpu::dense::Right;
+
 /// Free pieces of memory.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     /// With the step in which each was last in use.
     free: Vec<(u64, Vec<f32>)>,
     step: u64,
+    /// For operands of products that are packed, used and forgotten.
+    pub(super) right: Right,
 }
 
 impl Buffers {

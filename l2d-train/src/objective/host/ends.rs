@@ -1,11 +1,10 @@
 //! Before and behind the blocks: from targets and noise to the path's first hidden state, from times to the conditioning,
 //! and from the last hidden state to the loss (METHOD sections 2 to 5).
 
-use l2d_core::cpu::dense::{View, add_column_sums, cross_entropy_in_place, multiply, norm, norm_backward};
+use l2d_core::cpu::dense::{Right, add_column_sums, cross_entropy_in_place, multiply_right, norm, norm_backward};
 use l2d_core::diffusion::{DiffusionConfig, time_features};
 
 use super::buffers::Buffers;
-use super::frozen::Base;
 use super::layers::{Gradients, Parameters, TwoLayers, linear};
 
 /// Names of the path's parts.
@@ -50,18 +49,18 @@ fn input_scale(config: &DiffusionConfig, t: f32) -> f32 {
 }
 
 impl Encoder {
-    /// The path's first hidden state `[rows, H]`, and what its way back needs.
+    /// The path's first hidden state `[rows, H]` from the targets' input embeddings `[rows, H]`, and what its way back needs.
     pub(super) fn forward(
-        base: &Base,
+        embeddings: Vec<f32>,
         parameters: &Parameters,
         config: &DiffusionConfig,
         inputs: Inputs<'_>,
         buffers: &mut Buffers,
     ) -> (Self, Vec<f32>) {
-        let (rows, dim, hidden) = (inputs.targets.len(), config.dim, base.final_norm.len());
-        let embeddings = base.embed(inputs.targets, buffers);
+        let (rows, dim) = (inputs.targets.len(), config.dim);
+        let hidden = embeddings.len() / rows;
         let mut projected = buffers.take(rows * dim);
-        linear(&mut projected, &embeddings, parameters, VOCABULARY, hidden, dim);
+        linear(&mut projected, &embeddings, parameters, VOCABULARY, dim, buffers);
         let mut scaled = buffers.take(rows * dim);
         let rows = scaled.chunks_exact_mut(dim).zip(projected.chunks_exact(dim)).zip(inputs.noise.chunks_exact(dim));
         for (((x, z), noise), &t) in rows.zip(inputs.timesteps) {
@@ -238,8 +237,8 @@ fn final_head(config: &DiffusionConfig, hidden: usize) -> TwoLayers {
 pub(super) struct Head<'a> {
     pub(super) norm: &'a [f32],
     pub(super) eps: f64,
-    /// `[H, V]`, perhaps a table of embeddings on its side.
-    pub(super) weight: View<'a>,
+    /// `[H, V]`, and on its side.
+    pub(super) weight: &'a [Right; 2],
     pub(super) vocabulary: usize,
     /// The most rows of logits at a time.
     pub(super) chunk: usize,
@@ -269,10 +268,10 @@ impl Head<'_> {
                 buffers.give(std::mem::take(&mut logits));
                 logits = buffers.take(targets.len() * self.vocabulary);
             }
-            multiply(&mut logits, View::new(&normed[part.clone()], hidden), self.weight, 1.0, false);
+            multiply_right(&mut logits, &normed[part.clone()], &self.weight[0], 1.0, false);
             losses.extend(cross_entropy_in_place(&mut logits, targets));
             if gradient {
-                multiply(&mut dnormed[part], View::new(&logits, self.vocabulary), self.weight.t(), 1.0, false);
+                multiply_right(&mut dnormed[part], &logits, &self.weight[1], 1.0, false);
             }
         }
         let mut dmerged = buffers.zeros(dnormed.len());

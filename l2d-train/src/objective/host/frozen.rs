@@ -1,8 +1,11 @@
 //! The frozen base on the host: its weights in the format they are kept in, one block's at a time as f32, and its main path.
 
+use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 use l2d_core::config::LmConfig;
-use l2d_core::cpu::dense::{Heads, Sequence, add, attend, norm, rotate, swiglu};
+use l2d_core::cpu::PackedMatrix;
+use l2d_core::cpu::dense::{Heads, Products, Right, Sequence, add, attend, norm, rotate, swiglu};
 use l2d_core::lm::{Linear, Lm, host_values};
 
 use super::buffers::Buffers;
@@ -11,12 +14,13 @@ use super::layers::Frozen;
 /// What the objective needs of the base at any time: everything but the large matrices.
 #[derive(Debug)]
 pub(super) struct Base {
-    /// `[V, H]`.
-    pub(super) embedding: Vec<f32>,
     blocks: Vec<Small>,
     /// `[H]`.
     pub(super) final_norm: Vec<f32>,
     pub(super) heads: Heads,
+    /// The LM head `[H, V]`, and on its side.
+    pub(super) head: [Right; 2],
+    products: Products,
 }
 
 /// The small parameters of a block.
@@ -28,9 +32,20 @@ struct Small {
     biases: [Option<Vec<f32>>; 7],
 }
 
-/// The large matrices of one block as f32, `[in, out]`.
+/// The large matrices of one block, ready for products: query, key, value, output, gate, up, down.
 #[derive(Debug, Default)]
-pub(super) struct Weights([Vec<f32>; 7]);
+pub(super) struct Weights([Right; 7]);
+
+/// Which way a block's matrices are to be multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Inputs to outputs, all of them.
+    Forward,
+    /// Gradients of outputs to those of inputs, in the layers that the diffusion path has versions of.
+    Backward,
+    /// Both, one after the other: see [`Base::block`].
+    ForwardDiffusion,
+}
 
 /// One frozen block.
 #[derive(Debug, Clone, Copy)]
@@ -53,34 +68,44 @@ fn linears<B: Backend>(lm: &Lm<B>, layer: usize) -> [&Linear<B>; 7] {
 }
 
 impl Base {
-    pub(super) fn of<B: Backend>(lm: &Lm<B>) -> Self {
+    pub(super) fn of<B: Backend>(lm: &Lm<B>, products: Products) -> Self {
         let LmConfig { num_heads, num_kv_heads, head_dim, .. } = lm.config;
         let small = |layer: usize| Small {
             attention_norm: host_values(lm.blocks[layer].attention_norm.weight.val()),
             mlp_norm: host_values(lm.blocks[layer].mlp_norm.weight.val()),
             biases: linears(lm, layer).map(|linear| linear.bias.as_ref().map(|bias| host_values(bias.val()))),
         };
+        let mut head = [Right::default(), Right::default()];
+        let packed = packed(lm.head.as_ref().expect("a packed model has a head"));
+        head[0].pack_weights(packed, products);
+        head[1].pack_weights_transposed(packed, products);
         Self {
-            embedding: host_values(lm.embedding.val()),
             blocks: (0..lm.blocks.len()).map(small).collect(),
             final_norm: host_values(lm.final_norm.weight.val()),
             heads: Heads { queries: num_heads, keys: num_kv_heads, size: head_dim },
+            head,
+            products,
         }
     }
 
-    /// The layer's block, its large matrices unpacked into `weights`; only those that the diffusion path has a version of
-    /// where `diffusion_only`.
+    /// The layer's block, its large matrices packed into `weights` for one direction.
     pub(super) fn block<'a, B: Backend>(
         &'a self,
         lm: &Lm<B>,
         layer: usize,
         weights: &'a mut Weights,
-        diffusion_only: bool,
+        direction: Direction,
     ) -> FrozenBlock<'a> {
         let all = linears(lm, layer);
         for (i, linear) in all.iter().enumerate() {
-            if !(diffusion_only && (i == 1 || i == 2)) {
-                linear.unpack_into(&mut weights.0[i]);
+            let main_only = i == 1 || i == 2;
+            match direction {
+                Direction::Forward => weights.0[i].pack_weights(packed(linear), self.products),
+                Direction::ForwardDiffusion if !main_only => weights.0[i].pack_weights(packed(linear), self.products),
+                Direction::Backward if !main_only => {
+                    weights.0[i].pack_weights_transposed(packed(linear), self.products);
+                }
+                _ => {}
             }
         }
         let small = &self.blocks[layer];
@@ -101,16 +126,17 @@ impl Base {
             down: frozen(6),
         }
     }
+}
 
-    /// Rows of the embedding: `[tokens, H]`.
-    pub(super) fn embed(&self, tokens: &[u32], buffers: &mut Buffers) -> Vec<f32> {
-        let width = self.final_norm.len();
-        let mut x = buffers.take(tokens.len() * width);
-        for (row, &token) in x.chunks_exact_mut(width).zip(tokens) {
-            row.copy_from_slice(&self.embedding[token as usize * width..][..width]);
-        }
-        x
-    }
+fn packed<B: Backend>(linear: &Linear<B>) -> &PackedMatrix {
+    linear.packed_weight().expect("the objective by hand is made for packed models")
+}
+
+/// Rows of the embedding: `[tokens, H]`.
+pub(super) fn embed<B: Backend>(lm: &Lm<B>, tokens: &[u32]) -> Vec<f32> {
+    let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let count = ids.len();
+    host_values(lm.embed(Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [count]), &lm.device())))
 }
 
 /// Cosines and sines of rows' rotary angles, `[rows, half]` each.

@@ -4,20 +4,26 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use l2d_core::cpu::dense::{View, add_bias, add_column_sums, multiply, silu, silu_backward};
+use l2d_core::cpu::dense::{
+    Products, Right, View, add_bias, add_column_sums, multiply, multiply_right, silu, silu_backward,
+};
 use l2d_core::diffusion::Variant;
 use l2d_core::lm::HostTensor;
 use l2d_core::parameters::parameters;
 
 use super::buffers::Buffers;
 
-/// Trained parameters by name, as they are in this step.
+/// Trained parameters by name, as they are in this step, and how they are multiplied.
 #[derive(Debug)]
-pub(super) struct Parameters(BTreeMap<String, HostTensor>);
+pub(super) struct Parameters {
+    tensors: BTreeMap<String, HostTensor>,
+    products: Products,
+}
 
 impl Parameters {
-    pub(super) fn of<B: Backend, M: Module<B>>(module: &M) -> Self {
-        Self(parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
+    pub(super) fn of<B: Backend, M: Module<B>>(module: &M, products: Products) -> Self {
+        let tensors = parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { tensors, products }
     }
 
     /// Values of the parameter `prefix.name`.
@@ -30,7 +36,7 @@ impl Parameters {
 
     pub(super) fn find(&self, prefix: &str, name: &str) -> Option<&[f32]> {
         let name = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
-        self.0.get(&name).map(|tensor| &tensor.values[..])
+        self.tensors.get(&name).map(|tensor| &tensor.values[..])
     }
 }
 
@@ -87,11 +93,11 @@ impl TwoLayers {
         let rows = x.len() / self.inputs;
         let layer = |name: &str| format!("{prefix}.{name}");
         let mut before = buffers.take(rows * self.inner);
-        linear(&mut before, x, parameters, &layer("inner"), self.inputs, self.inner);
+        linear(&mut before, x, parameters, &layer("inner"), self.inner, buffers);
         let mut active = buffers.take(before.len());
         silu(&mut active, &before);
         let mut y = buffers.take(rows * self.outputs);
-        linear(&mut y, &active, parameters, &layer("outer"), self.inner, self.outputs);
+        linear(&mut y, &active, parameters, &layer("outer"), self.outputs, buffers);
         buffers.give(active);
         (before, y)
     }
@@ -110,31 +116,52 @@ impl TwoLayers {
         let mut active = buffers.take(before.len());
         silu(&mut active, before);
         gradients.add_linear(&layer("outer"), &active, dy, self.inner, self.outputs, true);
-        let weight = View::new(parameters.get(&layer("outer"), "weight"), self.outputs);
         let mut d = active;
-        multiply(&mut d, View::new(dy, self.outputs), weight.t(), 1.0, false);
+        let outer = layer("outer");
+        linear_backward(&mut d, dy, parameters, &outer, self.outputs, false, buffers);
         silu_backward(&mut d, before);
         gradients.add_linear(&layer("inner"), x, &d, self.inputs, self.inner, true);
         if let Some(dx) = dx {
-            let weight = View::new(parameters.get(&layer("inner"), "weight"), self.inner);
-            multiply(dx, View::new(&d, self.inner), weight.t(), 1.0, true);
+            linear_backward(dx, &d, parameters, &layer("inner"), self.inner, true, buffers);
         }
         buffers.give(d);
     }
 }
 
 /// `y = x W + b` of a trained layer.
-pub(super) fn linear(y: &mut [f32], x: &[f32], parameters: &Parameters, prefix: &str, inputs: usize, outputs: usize) {
-    multiply(y, View::new(x, inputs), View::new(parameters.get(prefix, "weight"), outputs), 1.0, false);
+pub(super) fn linear(
+    y: &mut [f32],
+    x: &[f32],
+    parameters: &Parameters,
+    prefix: &str,
+    outputs: usize,
+    buffers: &mut Buffers,
+) {
+    buffers.right.pack(View::new(parameters.get(prefix, "weight"), outputs), parameters.products);
+    multiply_right(y, x, &buffers.right, 1.0, false);
     if let Some(bias) = parameters.find(prefix, "bias") {
         add_bias(y, bias);
     }
 }
 
-/// A frozen layer's weight `[in, out]` and bias, as they stand in memory for the moment.
+/// `dx = dy W^T` of a trained layer, added where `accumulate`.
+fn linear_backward(
+    dx: &mut [f32],
+    dy: &[f32],
+    parameters: &Parameters,
+    prefix: &str,
+    outputs: usize,
+    accumulate: bool,
+    buffers: &mut Buffers,
+) {
+    buffers.right.pack(View::new(parameters.get(prefix, "weight"), outputs).t(), parameters.products);
+    multiply_right(dx, dy, &buffers.right, 1.0, accumulate);
+}
+
+/// A frozen layer's bias, and its weight as it stands in memory for the moment: for one direction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frozen<'a> {
-    pub(super) weight: &'a [f32],
+    pub(super) weight: &'a Right,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
@@ -144,7 +171,7 @@ impl Frozen<'_> {
     /// `x: [rows, in]` to `[rows, out]`.
     pub(super) fn forward(&self, x: &[f32], buffers: &mut Buffers) -> Vec<f32> {
         let mut y = buffers.take(x.len() / self.inputs * self.outputs);
-        multiply(&mut y, View::new(x, self.inputs), View::new(self.weight, self.outputs), 1.0, false);
+        multiply_right(&mut y, x, self.weight, 1.0, false);
         if let Some(bias) = self.bias {
             add_bias(&mut y, bias);
         }
@@ -176,7 +203,7 @@ impl Adapted<'_> {
             }
             Variant::Full | Variant::Scratch => {
                 let mut y = buffers.take(x.len() / inputs * outputs);
-                linear(&mut y, x, parameters, self.prefix, inputs, outputs);
+                linear(&mut y, x, parameters, self.prefix, outputs, buffers);
                 (y, Vec::new())
             }
         }
@@ -198,7 +225,7 @@ impl Adapted<'_> {
             Variant::Lora { rank, alpha } => {
                 let scale = (alpha / rank as f64) as f32;
                 let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
-                multiply(dx, dy_view, View::new(weight, outputs).t(), 1.0, accumulate);
+                multiply_right(dx, dy, weight, 1.0, accumulate);
                 let db = gradients.of(self.prefix, "b", rank * outputs);
                 multiply(db, View::new(narrow, rank).t(), dy_view, 1.0, true);
                 let mut dnarrow = buffers.take(narrow.len());
@@ -209,8 +236,7 @@ impl Adapted<'_> {
                 buffers.give(dnarrow);
             }
             Variant::Full | Variant::Scratch => {
-                let own = parameters.get(self.prefix, "weight");
-                multiply(dx, dy_view, View::new(own, outputs).t(), 1.0, accumulate);
+                linear_backward(dx, dy, parameters, self.prefix, outputs, accumulate, buffers);
                 gradients.add_linear(self.prefix, x, dy, inputs, outputs, bias.is_some());
             }
         }

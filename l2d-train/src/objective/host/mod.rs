@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use l2d_core::cpu::dense::{Sequence, View, gate_branch};
+use l2d_core::cpu::dense::{Products, Sequence, gate_branch, gate_branch_backward};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use self::block::{HostBlock, Names, Step, Tape};
 use self::buffers::Buffers;
 use self::ends::{Conditioning, Encoder, Head, Inputs};
-use self::frozen::{Angles, Base, Weights};
+use self::frozen::{Angles, Base, Direction, Weights, embed};
 use self::layers::{Gradients, Parameters};
 use super::draws::{Draws, Labelled};
 use super::l2d::summed;
@@ -43,11 +43,13 @@ pub enum Recompute {
 }
 
 /// Trains a [`DiffusionPath`] beside a frozen [`Lm`] whose weights are packed ([`Lm::packed`], [`Lm::load_packed`]) in any
-/// format; everything is computed in f32.
+/// format. Everything is f32 but for the factors of the large products, which may be rounded ([`Products`]); not those of
+/// the gradients of weights, of low-rank corrections, and of attention.
 #[derive(Debug)]
 pub struct HostL2d<B: Backend> {
     lm: Lm<B>,
     base: Base,
+    products: Products,
     /// Rows of logits held at a time, at most.
     pub head_chunk: usize,
     /// What is not kept for the way back.
@@ -92,11 +94,11 @@ impl<B: Backend> HostL2d<B> {
     ///
     /// # Panics
     /// If the LM is not packed, or has low-rank corrections of its own.
-    pub fn new(lm: Lm<B>) -> Self {
+    pub fn new(lm: Lm<B>, products: Products) -> Self {
         assert!(lm.is_packed(), "the objective on the host reads packed weights");
         assert!(lm.blocks.iter().all(|block| block.query.lora.is_none()), "merge the base's own corrections first");
-        let base = Base::of(&lm);
-        Self { lm, base, head_chunk: 1024, recompute: Recompute::None, memory: Mutex::default() }
+        let base = Base::of(&lm, products);
+        Self { lm, base, products, head_chunk: 1024, recompute: Recompute::None, memory: Mutex::default() }
     }
 
     /// The frozen LM.
@@ -136,7 +138,7 @@ impl<B: Backend> HostL2d<B> {
         let layout = Layout::new(batch, draws.per_position(batch));
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let (buffers, weights) = &mut *memory;
-        let parameters = Parameters::of::<B, _>(path);
+        let parameters = Parameters::of::<B, _>(path, self.products);
         let mut pass = Pass {
             objective: self,
             parameters: &parameters,
@@ -191,7 +193,7 @@ impl<B: Backend> Pass<'_, B> {
         };
         let (main_angles, row_angles) = (angles(&layout.main), angles(&layout.rows));
         let conditioning = Conditioning::forward(parameters, diffusion, hidden, inputs, self.buffers);
-        let (encoder, mut z) = Encoder::forward(base, parameters, diffusion, inputs, self.buffers);
+        let (encoder, mut z) = Encoder::forward(embed(lm, inputs.targets), parameters, diffusion, inputs, self.buffers);
         let step = Step {
             config,
             variant: diffusion.variant,
@@ -203,10 +205,10 @@ impl<B: Backend> Pass<'_, B> {
         };
         let names: Vec<Names> = (0..lm.blocks.len()).map(Names::of).collect();
 
-        let mut x = base.embed(&layout.tokens, self.buffers);
+        let mut x = embed(lm, &layout.tokens);
         let mut kept = Vec::with_capacity(names.len());
         for (layer, names) in names.iter().enumerate() {
-            let frozen = base.block(lm, layer, self.weights, false);
+            let frozen = base.block(lm, layer, self.weights, Direction::Forward);
             let (keys, values) =
                 frozen.main_forward(&mut x, config, base.heads, &main_angles, &layout.main, self.buffers);
             let block = HostBlock { step, base: frozen, parameters, names };
@@ -237,27 +239,22 @@ impl<B: Backend> Pass<'_, B> {
 
         // `z` becomes its gradient, and that of the final weight goes where it belongs.
         let mut dweight = self.buffers.take(z.len());
-        l2d_core::cpu::dense::gate_branch_backward(
-            &mut z,
-            &mut dweight,
-            &dmerged,
-            &conditioning.final_weight,
-            hidden,
-            0,
-        );
+        gate_branch_backward(&mut z, &mut dweight, &dmerged, &conditioning.final_weight, hidden, 0);
         self.buffers.give(dmerged);
         let mut dtau = self.buffers.zeros(conditioning.tau.len());
         for (layer, (kept, keys, values)) in kept.into_iter().enumerate().rev() {
-            let frozen = base.block(lm, layer, self.weights, true);
-            let block = HostBlock { step, base: frozen, parameters, names: &names[layer] };
             let tape = match kept {
                 Kept::Tape(tape) => *tape,
                 Kept::Input(input) => {
+                    let frozen = base.block(lm, layer, self.weights, Direction::ForwardDiffusion);
+                    let block = HostBlock { step, base: frozen, parameters, names: &names[layer] };
                     let (out, tape) = block.forward(input, &keys, &values, self.buffers);
                     self.buffers.give(out);
                     tape
                 }
             };
+            let frozen = base.block(lm, layer, self.weights, Direction::Backward);
+            let block = HostBlock { step, base: frozen, parameters, names: &names[layer] };
             block.backward(&mut z, &mut dtau, tape, (&keys, &values), &mut self.gradients, self.buffers);
             [keys, values].into_iter().for_each(|buffer| self.buffers.give(buffer));
         }
@@ -269,16 +266,13 @@ impl<B: Backend> Pass<'_, B> {
 
     fn head_loss(&mut self, merged: &[f32], learn: bool) -> (Vec<f32>, Vec<f32>) {
         let HostL2d { lm, base, head_chunk, .. } = self.objective;
-        let (hidden, vocabulary) = (lm.config.hidden_size, lm.config.vocab_size);
-        let mut own = Vec::new();
-        let weight = match &lm.head {
-            Some(head) if !lm.config.tie_word_embeddings => {
-                head.unpack_into(&mut own);
-                View::new(&own, vocabulary)
-            }
-            _ => View::new(&base.embedding, hidden).t(),
+        let head = Head {
+            norm: &base.final_norm,
+            eps: lm.config.rms_norm_eps,
+            weight: &base.head,
+            vocabulary: lm.config.vocab_size,
+            chunk: *head_chunk,
         };
-        let head = Head { norm: &base.final_norm, eps: lm.config.rms_norm_eps, weight, vocabulary, chunk: *head_chunk };
         head.loss(merged, self.inputs.targets, learn, self.buffers)
     }
 }
