@@ -20,6 +20,19 @@ const ROWS: usize = 240;
 /// # Panics
 /// If the sizes do not fit.
 pub fn multiply_right(out: &mut [f32], x: &[f32], b: &Right, factor: f32, accumulate: bool) {
+    multiply_blocks(out, x, b, None, factor, accumulate);
+}
+
+/// `out = x b + bias`, with `bias: [columns]`.
+///
+/// # Panics
+/// As [`multiply_right`].
+pub fn multiply_right_biased(out: &mut [f32], x: &[f32], b: &Right, bias: &[f32]) {
+    assert_eq!(bias.len(), b.columns, "a bias for each column");
+    multiply_blocks(out, x, b, Some(bias), 1.0, false);
+}
+
+fn multiply_blocks(out: &mut [f32], x: &[f32], b: &Right, bias: Option<&[f32]>, factor: f32, accumulate: bool) {
     let rows = x.len().checked_div(b.depth).unwrap_or(0);
     assert!(x.len() == rows * b.depth && out.len() == rows * b.columns, "[{} numbers] times {b:?}", x.len());
     let steps = b.word.steps(b.depth);
@@ -37,9 +50,9 @@ pub fn multiply_right(out: &mut [f32], x: &[f32], b: &Right, factor: f32, accumu
     };
     let (panels, left) = (b.columns.div_ceil(COLUMNS), Shared::new_from(left.cast_mut()));
     let out = Shared::new(out);
-    // Few panels: in pieces of few, so that all threads have some.
+    // Several pieces for each thread, so that one which was interrupted holds nobody up.
     let group = PANELS.min(panels.div_ceil(2 * rayon::current_num_threads())).max(1);
-    let row_chunk = if panels / group >= 2 * rayon::current_num_threads() { rows } else { ROWS }.max(1);
+    let row_chunk = rows.div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(12);
     let pieces: Vec<(usize, usize)> = (0..panels)
         .step_by(group)
         .flat_map(|panel| (0..rows).step_by(row_chunk).map(move |row| (panel, row)))
@@ -52,6 +65,7 @@ pub fn multiply_right(out: &mut [f32], x: &[f32], b: &Right, factor: f32, accumu
             steps,
             panels: panel..panels.min(panel + group),
             rows: row..rows.min(row + row_chunk),
+            bias,
             factor,
             accumulate,
         };
@@ -73,6 +87,7 @@ struct Product<'a> {
     steps: usize,
     panels: std::ops::Range<usize>,
     rows: std::ops::Range<usize>,
+    bias: Option<&'a [f32]>,
     factor: f32,
     accumulate: bool,
 }
@@ -151,6 +166,10 @@ impl Product<'_> {
             let to = unsafe {
                 std::slice::from_raw_parts_mut(self.out.get().add((tile.row + r) * self.b.columns + first), width)
             };
+            if let (Some(bias), false) = (self.bias, add) {
+                to.iter_mut().zip(sums).zip(&bias[first..]).for_each(|((y, sum), bias)| *y = sum + bias);
+                continue;
+            }
             match (add, self.factor == 1.0) {
                 (false, true) => to.copy_from_slice(&sums[..width]),
                 (false, false) => to.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.factor),
@@ -300,7 +319,9 @@ mod tests {
                         assert!(error < tolerance * (depth as f64).sqrt().max(4.0), "{layout} {right:?}: {error}");
                     }
                     assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "{layout} {right:?}");
-                    multiply_right(&mut y, &x, right, 1.0, false);
+                    let bias = numbers(columns, 3);
+                    multiply_right_biased(&mut y, &x, right, &bias);
+                    y.iter_mut().enumerate().for_each(|(i, y)| *y -= bias[i % columns]);
                     assert!((f64::from(y[0]) - expected[0]).abs() < tolerance * (depth as f64).sqrt().max(4.0));
                 };
                 right.pack(View::new(&b, columns), products);

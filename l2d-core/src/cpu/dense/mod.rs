@@ -15,12 +15,12 @@ mod right;
 mod rows;
 
 pub use attention::{Heads, Sequence, attend, attend_backward};
-pub use kernel::multiply_right;
+pub use kernel::{multiply_right, multiply_right_biased};
 pub use loss::cross_entropy_in_place;
 pub use product::{View, multiply};
 pub use right::{Products, Right};
 pub use rows::{
-    Modulated, add, add_bias, add_column_sums, gate_branch, gate_branch_backward, norm, norm_backward, rotate, silu,
+    Modulated, add, add_column_sums, gate_branch, gate_branch_backward, norm, norm_backward, rotate, silu,
     silu_backward, swiglu, swiglu_backward,
 };
 

@@ -51,7 +51,7 @@ impl<'a> View<'a> {
     }
 
     /// Number of columns.
-    pub(super) fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.columns
     }
 

@@ -281,23 +281,6 @@ vectorised! {
     }
 }
 
-/// Adds `bias: [width]` to every row of `out`.
-///
-/// # Panics
-/// Unless `out` is whole rows.
-pub fn add_bias(out: &mut [f32], bias: &[f32]) {
-    assert!(out.len().is_multiple_of(bias.len()));
-    out.par_chunks_mut(piece(bias.len()) * bias.len()).for_each(|rows| add_bias_rows(rows, bias));
-}
-
-vectorised! {
-    fn add_bias_rows<'a>(out: &'a mut [f32], bias: &'a [f32]) {
-        for row in out.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    }
-}
-
 /// Adds the sum of all rows of `x: [rows, width]` to `sums: [width]`, in the rows' order.
 ///
 /// # Panics
@@ -452,17 +435,14 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_biases_reach_every_column() {
+    fn sums_reach_every_column() {
         let width = 300;
         let x = numbers(11 * width, 1);
         let mut sums = vec![1.0; width];
         add_column_sums(&mut sums, &x);
         let expected: f32 = (0..11).map(|row| x[row * width + 299]).sum();
         assert!((sums[299] - 1.0 - expected).abs() < 1e-5);
-        let mut y = x.clone();
-        add_bias(&mut y, &sums);
-        assert_eq!(y[10 * width + 299], x[10 * width + 299] + sums[299]);
-        let mut z = x.clone();
+        let (mut z, y) = (x.clone(), numbers(x.len(), 2));
         add(&mut z, &y);
         assert_eq!(z[5], x[5] + y[5]);
     }

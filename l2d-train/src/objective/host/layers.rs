@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::dense::{
-    Products, Right, View, add_bias, add_column_sums, multiply, multiply_right, silu, silu_backward,
+    Products, Right, View, add_column_sums, multiply, multiply_right, multiply_right_biased, silu, silu_backward,
 };
 use l2d_core::diffusion::Variant;
 use l2d_core::lm::HostTensor;
@@ -51,6 +51,15 @@ impl Gradients {
         self.0.entry(name).or_insert_with(|| vec![0.0; len])
     }
 
+    /// Adds the product of `a: [rows, _]` on its side with `b: [rows, _]`.
+    fn add_product(&mut self, prefix: &str, name: &str, a: View<'_>, b: View<'_>) {
+        let name = format!("{prefix}.{name}");
+        let known = self.0.contains_key(&name);
+        let sum = self.0.entry(name).or_insert_with(|| vec![0.0; a.width() * b.width()]);
+        // What is not there need not be read.
+        multiply(sum, a.t(), b, 1.0, known);
+    }
+
     pub(super) fn into_inner(self) -> BTreeMap<String, Vec<f32>> {
         self.0
     }
@@ -65,8 +74,7 @@ impl Gradients {
         outputs: usize,
         bias: bool,
     ) {
-        let weight = self.of(prefix, "weight", inputs * outputs);
-        multiply(weight, View::new(x, inputs).t(), View::new(dy, outputs), 1.0, true);
+        self.add_product(prefix, "weight", View::new(x, inputs), View::new(dy, outputs));
         if bias {
             add_column_sums(self.of(prefix, "bias", outputs), dy);
         }
@@ -138,9 +146,9 @@ pub(super) fn linear(
     buffers: &mut Buffers,
 ) {
     buffers.right.pack(View::new(parameters.get(prefix, "weight"), outputs), parameters.products);
-    multiply_right(y, x, &buffers.right, 1.0, false);
-    if let Some(bias) = parameters.find(prefix, "bias") {
-        add_bias(y, bias);
+    match parameters.find(prefix, "bias") {
+        Some(bias) => multiply_right_biased(y, x, &buffers.right, bias),
+        None => multiply_right(y, x, &buffers.right, 1.0, false),
     }
 }
 
@@ -171,9 +179,9 @@ impl Frozen<'_> {
     /// `x: [rows, in]` to `[rows, out]`.
     pub(super) fn forward(&self, x: &[f32], buffers: &mut Buffers) -> Vec<f32> {
         let mut y = buffers.take(x.len() / self.inputs * self.outputs);
-        multiply_right(&mut y, x, self.weight, 1.0, false);
-        if let Some(bias) = self.bias {
-            add_bias(&mut y, bias);
+        match self.bias {
+            Some(bias) => multiply_right_biased(&mut y, x, self.weight, bias),
+            None => multiply_right(&mut y, x, self.weight, 1.0, false),
         }
         y
     }
@@ -197,8 +205,10 @@ impl Adapted<'_> {
                 let mut narrow = buffers.take(x.len() / inputs * rank);
                 let scale = (alpha / rank as f64) as f32;
                 let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
-                multiply(&mut narrow, View::new(x, inputs), View::new(a, rank), scale, false);
-                multiply(&mut y, View::new(&narrow, rank), View::new(b, outputs), 1.0, true);
+                buffers.right.pack(View::new(a, rank), parameters.products);
+                multiply_right(&mut narrow, x, &buffers.right, scale, false);
+                buffers.right.pack(View::new(b, outputs), parameters.products);
+                multiply_right(&mut y, &narrow, &buffers.right, 1.0, true);
                 (y, narrow)
             }
             Variant::Full | Variant::Scratch => {
@@ -220,19 +230,18 @@ impl Adapted<'_> {
         buffers: &mut Buffers,
     ) {
         let Frozen { inputs, outputs, weight, bias } = self.base;
-        let dy_view = View::new(dy, outputs);
         match self.variant {
             Variant::Lora { rank, alpha } => {
                 let scale = (alpha / rank as f64) as f32;
                 let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
                 multiply_right(dx, dy, weight, 1.0, accumulate);
-                let db = gradients.of(self.prefix, "b", rank * outputs);
-                multiply(db, View::new(narrow, rank).t(), dy_view, 1.0, true);
+                gradients.add_product(self.prefix, "b", View::new(narrow, rank), View::new(dy, outputs));
                 let mut dnarrow = buffers.take(narrow.len());
-                multiply(&mut dnarrow, dy_view, View::new(b, outputs).t(), scale, false);
-                let da = gradients.of(self.prefix, "a", inputs * rank);
-                multiply(da, View::new(x, inputs).t(), View::new(&dnarrow, rank), 1.0, true);
-                multiply(dx, View::new(&dnarrow, rank), View::new(a, rank).t(), 1.0, true);
+                buffers.right.pack(View::new(b, outputs).t(), parameters.products);
+                multiply_right(&mut dnarrow, dy, &buffers.right, scale, false);
+                gradients.add_product(self.prefix, "a", View::new(x, inputs), View::new(&dnarrow, rank));
+                buffers.right.pack(View::new(a, rank).t(), parameters.products);
+                multiply_right(dx, &dnarrow, &buffers.right, 1.0, true);
                 buffers.give(dnarrow);
             }
             Variant::Full | Variant::Scratch => {
