@@ -15,4 +15,4 @@ pub use config::{ObjectiveKind, TrainConfig};
 pub use error::{Result, TrainError};
 pub use run::{Observer, Outcome, Silent, StepReport, Storage, Trained, ValidationReport, train};
 pub use run_dir::RunDir;
-pub use task::{L2dEngine, L2dTask, LmTask, Task};
+pub use task::{L2dEngine, L2dTask, LmEngine, LmTask, Task};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter, read_tensors, save_adapter, write_tensors};
 use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::DiffusionPath;
@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
 use crate::error::{Result, TrainError};
-use crate::objective::{DrawSettings, HostL2d, L2dObjective, LmObjective, Recompute, StepLoss};
+use crate::objective::{DrawSettings, HostL2d, HostLm, L2dObjective, LmObjective, Recompute, StepLoss};
 use crate::optimiser::NamedGradients;
 
 /// The diffusion path in a checkpoint's folder: an adapter as `l2d generate` takes it.
@@ -157,10 +157,35 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
 
 /// The LM itself: from scratch, full finetuning, or LoRA. Saves its trained parameters by name; the finished model is
 /// exported by whoever knows the tokenizer that belongs to it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct LmTask {
-    /// The objective.
-    pub objective: LmObjective,
+    engine: LmEngine,
+}
+
+/// How next-token cross-entropy is computed; both ways give the same numbers but for rounding.
+#[derive(Debug)]
+pub enum LmEngine {
+    /// By automatic differentiation on any backend.
+    Autodiff(LmObjective),
+    /// By hand, on the CPU.
+    Host(Box<HostLm>),
+}
+
+impl LmEngine {
+    /// By hand for the given model: a dense one, all of which is trained, or a packed one with corrections. `head_chunk` rows
+    /// of logits are held at a time.
+    pub fn host<B: Backend>(lm: &Lm<B>, head_chunk: usize, products: Products, recompute: Recompute) -> Self {
+        let mut objective = HostLm::new(lm, products);
+        (objective.head_chunk, objective.recompute) = (head_chunk, recompute);
+        Self::Host(Box::new(objective))
+    }
+}
+
+impl LmTask {
+    /// Trains by the given engine.
+    pub fn new(engine: LmEngine) -> Self {
+        Self { engine }
+    }
 }
 
 impl<AB: AutodiffBackend> Task<AB> for LmTask {
@@ -172,12 +197,20 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
         batch: &Batch,
         _rngs: &mut [ChaCha8Rng],
     ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
-        let (loss, gradients) = self.objective.loss_and_gradients(model, &batch.labelled());
-        (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+        match &self.engine {
+            LmEngine::Autodiff(objective) => {
+                let (loss, gradients) = objective.loss_and_gradients(model, &batch.labelled());
+                (loss, NamedGradients::collect::<AB, _>(model, &gradients))
+            }
+            LmEngine::Host(objective) => objective.loss_and_gradients(model, &batch.labelled()),
+        }
     }
 
     fn loss(&self, model: &Self::Model, batch: &Batch, _rngs: &mut [ChaCha8Rng]) -> StepLoss {
-        self.objective.loss(&model.valid(), &batch.labelled())
+        match &self.engine {
+            LmEngine::Autodiff(objective) => objective.loss(&model.valid(), &batch.labelled()),
+            LmEngine::Host(objective) => objective.loss(model, &batch.labelled()),
+        }
     }
 
     fn no_class(&self, _model: &Self::Model) -> Option<usize> {

@@ -6,10 +6,12 @@ use l2d_core::cpu::WeightFormat;
 use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{HostTensor, Lm, host_values};
-use l2d_core::parameters::{parameters, replace_parameters, trainable};
+use l2d_core::parameters::{parameters, replace_parameters, replace_trained_parameters, trainable, trained_parameters};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
-use l2d_train::objective::{DrawSettings, Draws, HostL2d, L2dObjective, Labelled, Recompute, StepLoss};
+use l2d_train::objective::{
+    DrawSettings, Draws, HostL2d, HostLm, L2dObjective, Labelled, LmObjective, Recompute, StepLoss, add_lora,
+};
 use l2d_train::optimiser::NamedGradients;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -167,4 +169,45 @@ fn rounded_products_stay_near() {
     }
     let cosine = along / (squares[0] * squares[1]).sqrt();
     assert!(cosine > 0.99, "the gradient points the same way: {cosine}");
+}
+
+/// The gradients of an LM's trained parameters by hand and by automatic differentiation.
+fn compare_lm(by_hand: &Lm<AB>, differentiated: &Lm<AB>) {
+    let batch = batch();
+    let batch = labelled(&batch, false);
+    let (loss, gradients) = LmObjective { head_chunk: 7 }.loss_and_gradients(differentiated, &batch);
+    let expected = (loss, NamedGradients::collect::<AB, _>(differentiated, &gradients));
+    for recompute in [Recompute::None, Recompute::Blocks] {
+        let mut host = HostLm::new(by_hand, Products::F32);
+        (host.head_chunk, host.recompute) = (7, recompute);
+        let found = host.loss_and_gradients(by_hand, &batch);
+        assert_alike(&trained_parameters(differentiated), &found, &expected, 5e-4);
+        assert_eq!(host.loss(by_hand, &batch), found.0, "the validation loss is the training loss");
+    }
+}
+
+#[test]
+fn full_finetuning_by_hand_gives_the_gradients_of_automatic_differentiation() {
+    for base in ["base_llama", "base_qwen2"] {
+        let lm: Lm<AB> = AutodiffModule::from_inner(golden_lm::<B>(base, &Default::default()));
+        let lm = trainable(if lm.config.tie_word_embeddings { Lm { head: None, ..lm } } else { lm });
+        compare_lm(&lm, &lm);
+    }
+}
+
+#[test]
+fn corrections_by_hand_have_the_gradients_of_automatic_differentiation() {
+    for base in ["base_llama", "base_qwen2"] {
+        let lm = golden_lm::<B>(base, &Default::default());
+        let with_corrections = |lm: Lm<B>| -> Lm<AB> {
+            let mut rng = ChaCha8Rng::seed_from_u64(3);
+            let lm = add_lora(AutodiffModule::from_inner(lm), 3, 5.0, &mut rng);
+            // B begins at zero, and with it half of the gradients.
+            replace_trained_parameters(lm, &mut |_, shape| {
+                Ok((0..shape.iter().product()).map(|_| 0.3 * (rng.random::<f32>() - 0.5)).collect())
+            })
+            .expect("the same shapes")
+        };
+        compare_lm(&with_corrections(lm.clone().packed(WeightFormat::F32)), &with_corrections(lm));
+    }
 }

@@ -16,8 +16,8 @@ use l2d_train::data::{Batch, Example};
 use l2d_train::objective::{DrawSettings, Labelled, LmObjective, Recompute, StepLoss, add_lora};
 use l2d_train::optimiser::NamedGradients;
 use l2d_train::{
-    L2dEngine, L2dTask, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig, TrainError,
-    Trained, train,
+    L2dEngine, L2dTask, LmEngine, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig,
+    TrainError, Trained, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -431,7 +431,7 @@ fn run_lm(
     let storage = Storage { dir: RunDir::create(folder).expect("a folder"), resume, notes: BTreeMap::new() };
     let mut observer = Losses { losses: vec![], stop_after, cancel: Box::leak(Box::new(AtomicBool::new(false))) };
     let cancel = observer.cancel;
-    let task = LmTask { objective: LmObjective { head_chunk: config.head_chunk } };
+    let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk }));
     let (training, validation) = (examples(17, 1), examples(6, 2));
     let lm = lm_to_train(low_rank);
     let device = Default::default();
@@ -463,7 +463,7 @@ fn finetuning_the_lm_resumes_bitwise_and_keeps_only_what_it_trains() {
         let (stored, _) = l2d_core::checkpoint::read_tensors(&file).expect("read");
         assert_eq!(stored.keys().all(|name| name.contains(".lora.")), low_rank, "{:?}", stored.keys());
         if low_rank {
-            let task = LmTask { objective: LmObjective { head_chunk: 7 } };
+            let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: 7 }));
             let other = lm_to_train(true);
             let shifted = other.final_norm.weight.val() + 0.5;
             let mut other = other;

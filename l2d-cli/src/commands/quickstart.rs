@@ -25,7 +25,7 @@ use l2d_infer::decode::{Decoder, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::data::{Dataset, Example};
 use l2d_train::objective::{LmObjective, add_lora};
-use l2d_train::{L2dEngine, L2dTask, LmTask, Outcome, Silent, Task, TrainConfig, train};
+use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, Outcome, Silent, Task, TrainConfig, train};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -129,7 +129,7 @@ impl<B: Backend> Session<'_, B> {
         say!("\nThe baseline: ordinary LoRA finetuning of the base's weights, same data, same time.")?;
         let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(self.lm.clone());
         let lm = add_lora(lm, recipe.lora_rank, recipe.lora_alpha, &mut ChaCha8Rng::seed_from_u64(self.args.seed));
-        let task = LmTask { objective: LmObjective { head_chunk: recipe.head_chunk } };
+        let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: recipe.head_chunk }));
         // The base has learnt this task already; the paper, too, sweeps weight finetuning at a tenth of L2D's rate.
         let config = TrainConfig { learning_rate: recipe.learning_rate / 10.0, ..recipe.clone() };
         Ok(self.train(&task, lm, &config, examples)?.valid())

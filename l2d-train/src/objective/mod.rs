@@ -7,7 +7,7 @@ mod lm;
 mod loss;
 
 pub use draws::{DrawSettings, Draws, Labelled};
-pub use host::{HostL2d, Recompute};
+pub use host::{HostL2d, HostLm, Recompute};
 pub use l2d::L2dObjective;
 pub use lm::{LmObjective, add_lora};
 pub use loss::{LossByTimestep, StepLoss, TIMESTEP_BINS};

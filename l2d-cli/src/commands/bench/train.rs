@@ -13,7 +13,7 @@ use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::trainable;
 use l2d_train::data::{Batch, Example};
 use l2d_train::objective::{LmObjective, StepLoss, add_lora};
-use l2d_train::{L2dEngine, L2dTask, LmTask, ObjectiveKind, Task, TrainConfig};
+use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, Task, TrainConfig};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -77,10 +77,10 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
     let config = settings::from_file(args.config.as_deref(), &args.set)?;
     config.check()?;
     let device = Device::<B>::default();
-    let by_hand = config.objective == ObjectiveKind::L2d && backend.is_cpu() && !args.autodiff;
+    let by_hand = backend.is_cpu() && !args.autodiff;
     let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(&device) };
     say!("matrix products: {:.0} GFLOP/s ({})", product_rate / 1e9, backend.name())?;
-    let (lm, text) = load_base::<B>(&args.model, &device, by_hand)?;
+    let (lm, text) = load_base::<B>(&args.model, &device, by_hand && config.objective != ObjectiveKind::Full)?;
     let words = text.raw(PROSE)?;
     let mut bench = Bench { args, config: &config, words, product_rate, by_hand, runs: Vec::new() };
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
@@ -106,7 +106,12 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
                 _ if lm.config.tie_word_embeddings => trainable(Lm { head: None, ..lm }),
                 _ => trainable(lm),
             };
-            let task = LmTask { objective: LmObjective { head_chunk: config.head_chunk } };
+            let engine = if by_hand {
+                LmEngine::host(&lm, config.head_chunk, config.matmul_precision, config.recompute)
+            } else {
+                LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk })
+            };
+            let task = LmTask::new(engine);
             bench.measure::<B, _>(&task, lm, shape)?;
         }
     }

@@ -18,7 +18,7 @@ use l2d_core::parameters::trainable;
 use l2d_train::data::Example;
 use l2d_train::objective::{LmObjective, add_lora};
 use l2d_train::{
-    L2dEngine, L2dTask, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train,
+    L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -50,8 +50,8 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
         let text = Text::of(&checkpoint);
         (Lm::<B>::init(&checkpoint.config, &mut rng, &device), text)
     } else {
-        // On a CPU the frozen base is kept as its file stores it, for the objective by hand.
-        let frozen = config.objective == ObjectiveKind::L2d && backend.is_cpu();
+        // On a CPU the frozen base is kept as its file stores it, for the objectives by hand.
+        let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu();
         load_base::<B>(&args.model, &device, frozen)?
     };
     let (examples, validation) = data::data(args, &config, &text, lm.config.max_positions)?;
@@ -86,7 +86,12 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             } else {
                 add_lora(lm, config.lora_rank, config.lora_alpha, &mut rng)
             };
-            let task = LmTask { objective: LmObjective { head_chunk: config.head_chunk } };
+            let engine = if backend.is_cpu() {
+                LmEngine::host(&lm, config.head_chunk, config.matmul_precision, config.recompute)
+            } else {
+                LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk })
+            };
+            let task = LmTask::new(engine);
             let trained = go::<B, _>(&task, lm, &examples, &validation, &config, &storage, &device, &cancel)?;
             let folder = args.out.join("model");
             let best = best_or_last::<B, _>(&task, &trained)?;

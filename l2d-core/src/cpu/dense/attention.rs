@@ -161,15 +161,11 @@ pub fn attend_backward(
             }
             for i in 0..item.count {
                 let at = (row + i) * width + item.head * size;
-                back_row(
-                    &mut scores[i * seen..][..seen],
-                    &slopes[i * seen..][..seen],
-                    &out[at..][..size],
-                    &dout[at..][..size],
-                    log_sums[(row + i) * heads.queries + item.head],
-                    item.sequence.positions[item.from + i] + 1,
-                    1.0 / (size as f32).sqrt(),
-                );
+                let row_scores = &mut scores[i * seen..][..seen];
+                let log_sum = log_sums[(row + i) * heads.queries + item.head];
+                probabilities(row_scores, log_sum, item.sequence.positions[item.from + i] + 1);
+                let (out, dout) = (&out[at..][..size], &dout[at..][..size]);
+                slopes_of_products(row_scores, &slopes[i * seen..][..seen], out, dout, 1.0 / (size as f32).sqrt());
             }
             // SAFETY: the item's rows and head of the output, which no other item writes.
             unsafe {
@@ -178,6 +174,99 @@ pub fn attend_backward(
             }
         },
     );
+}
+
+/// The way back through [`attend`] to queries, keys and values, which are trained: writes `dq`, and adds to `dkeys` and
+/// `dvalues`, `[positions, keys * size]`. Otherwise as [`attend_backward`].
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn attend_backward_all(
+    [dq, dkeys, dvalues]: [&mut [f32]; 3],
+    dout: &[f32],
+    out: &[f32],
+    log_sums: &[f32],
+    [queries, keys, values]: [&[f32]; 3],
+    heads: Heads,
+    sequences: &[Sequence],
+) {
+    check(heads, queries, keys, values, sequences);
+    assert!(dq.len() == queries.len() && dout.len() == queries.len() && out.len() == queries.len());
+    assert!(dkeys.len() == keys.len() && dvalues.len() == keys.len());
+    let (width, kv_width, size) = (heads.queries * heads.size, heads.keys * heads.size, heads.size);
+    let group = heads.queries / heads.keys;
+    let [dq, dkeys, dvalues] = [dq, dkeys, dvalues].map(Shared::new);
+    // One thread for all rows and heads that read a key: their gradients are added up in order.
+    let pieces: Vec<(&Sequence, usize)> =
+        sequences.iter().flat_map(|sequence| (0..heads.keys).map(move |head| (sequence, head))).collect();
+    pieces.into_par_iter().for_each_init(
+        Default::default,
+        |buffers: &mut (Vec<f32>, Vec<f32>), (sequence, kv_head)| {
+            let (scores, slopes) = buffers;
+            for from in (0..sequence.positions.len()).step_by(BLOCK) {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let count = BLOCK.min(sequence.positions.len() - from);
+                    let item = Item { sequence, from, count, head };
+                    let (seen, row) = (item.seen(), item.row());
+                    let [query, key, value] = parts(&item, heads, [queries, keys, values]);
+                    scores.resize(count * seen, 0.0);
+                    slopes.resize(count * seen, 0.0);
+                    let upstream = View::new(dout, width).columns(head * size, size).rows(row, count);
+                    // SAFETY: both buffers are this piece's own.
+                    unsafe {
+                        scores_of(scores, query, key, size);
+                        multiply_into(Shared::new(slopes), seen, upstream, value.t(), 1.0, false, Parallelism::None);
+                    }
+                    for i in 0..count {
+                        let visible = sequence.positions[from + i] + 1;
+                        let log_sum = log_sums[(row + i) * heads.queries + head];
+                        probabilities(&mut scores[i * seen..][..seen], log_sum, visible);
+                    }
+                    let first = sequence.start * kv_width + kv_head * size;
+                    // SAFETY: values of this sequence and head, which no other piece writes.
+                    unsafe {
+                        let weights = View::new(scores, seen).t();
+                        multiply_into(dvalues.at(first), kv_width, weights, upstream, 1.0, true, Parallelism::None);
+                    }
+                    for i in 0..count {
+                        let at = (row + i) * width + head * size;
+                        let (out, dout) = (&out[at..][..size], &dout[at..][..size]);
+                        let row_scores = &mut scores[i * seen..][..seen];
+                        slopes_of_products(
+                            row_scores,
+                            &slopes[i * seen..][..seen],
+                            out,
+                            dout,
+                            1.0 / (size as f32).sqrt(),
+                        );
+                    }
+                    // SAFETY: the item's rows and head, and the piece's keys, which no other writes.
+                    unsafe {
+                        let (to, slopes) = (dq.at(row * width + head * size), View::new(scores, seen));
+                        multiply_into(to, width, slopes, key, 1.0, false, Parallelism::None);
+                        multiply_into(dkeys.at(first), kv_width, slopes.t(), query, 1.0, true, Parallelism::None);
+                    }
+                }
+            }
+        },
+    );
+}
+
+vectorised! {
+    /// One row of scores to its softmax, 0 where it does not look.
+    fn probabilities<'a>(scores: &'a mut [f32], log_sum: f32, visible: usize) {
+        let (seen, hidden) = scores.split_at_mut(visible);
+        seen.iter_mut().for_each(|score| *score = super::exp(*score - log_sum));
+        hidden.fill(0.0);
+    }
+}
+
+vectorised! {
+    /// One row of probabilities `p` to the gradient of the raw products `q k`: `p (dp - sum(dout * out)) / sqrt(size)`.
+    fn slopes_of_products<'a>(p: &'a mut [f32], slopes: &'a [f32], out: &'a [f32], dout: &'a [f32], scale: f32) {
+        let offset = sum_of(out.len(), |k| out[k] * dout[k]);
+        p.iter_mut().zip(slopes).for_each(|(p, slope)| *p *= (slope - offset) * scale);
+    }
 }
 
 /// The item's queries, keys and values.
@@ -216,26 +305,6 @@ vectorised! {
             hidden.fill(0.0);
             *log_sum = sum.ln() + largest;
         }
-    }
-}
-
-vectorised! {
-    /// One row of scores to the gradient of the raw products `q k`: `p (dp - sum(dout * out)) / sqrt(size)`.
-    fn back_row<'a>(
-        scores: &'a mut [f32],
-        slopes: &'a [f32],
-        out: &'a [f32],
-        dout: &'a [f32],
-        log_sum: f32,
-        visible: usize,
-        scale: f32,
-    ) {
-        let offset = sum_of(out.len(), |k| out[k] * dout[k]);
-        let (seen, hidden) = scores.split_at_mut(visible);
-        for (score, slope) in seen.iter_mut().zip(slopes) {
-            *score = super::exp(*score - log_sum) * (slope - offset) * scale;
-        }
-        hidden.fill(0.0);
     }
 }
 
@@ -295,5 +364,15 @@ mod tests {
         check_gradient(&queries, &dq, |queries| {
             reference(queries, &keys, &values).iter().zip(&slopes).map(|(y, s)| y * f64::from(*s)).sum()
         });
+
+        let (mut again, mut dkeys, mut dvalues) = (vec![0.0; dq.len()], vec![0.0; keys.len()], vec![0.0; keys.len()]);
+        let gradients = [&mut again[..], &mut dkeys, &mut dvalues];
+        attend_backward_all(gradients, &slopes, &out, &log_sums, [&queries, &keys, &values], HEADS, &sequences());
+        assert_eq!(again, dq);
+        let total = |keys: &[f32], values: &[f32]| {
+            reference(&queries, keys, values).iter().zip(&slopes).map(|(y, s)| y * f64::from(*s)).sum()
+        };
+        check_gradient(&keys, &dkeys, |keys| total(keys, &values));
+        check_gradient(&values, &dvalues, |values| total(&keys, values));
     }
 }

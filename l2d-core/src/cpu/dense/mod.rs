@@ -14,14 +14,14 @@ mod product;
 mod right;
 mod rows;
 
-pub use attention::{Heads, Sequence, attend, attend_backward};
+pub use attention::{Heads, Sequence, attend, attend_backward, attend_backward_all};
 pub use kernel::{multiply_right, multiply_right_biased};
 pub use loss::cross_entropy_in_place;
 pub use product::{View, multiply};
 pub use right::{Products, Right};
 pub use rows::{
-    Modulated, add, add_column_sums, gate_branch, gate_branch_backward, norm, norm_backward, rotate, silu,
-    silu_backward, swiglu, swiglu_backward,
+    Modulated, add, add_column_sums, add_norm_weight_gradient, gate_branch, gate_branch_backward, norm, norm_backward,
+    rotate, silu, silu_backward, swiglu, swiglu_backward,
 };
 
 /// Defines a function whose body is compiled for every instruction set (see [`super::lanes::dispatch`]); plain loops in it

@@ -126,6 +126,36 @@ vectorised! {
     }
 }
 
+/// Adds to `dweight: [width]` what a plain [`norm`]'s weight learns from `dy: [rows, width]`.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn add_norm_weight_gradient(dweight: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32]) {
+    let width = dweight.len();
+    assert!(dy.len() == x.len() && x.len() == inverse.len() * width);
+    // Each thread takes some of the columns.
+    const COLUMNS: usize = 64;
+    dweight.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, dweight)| {
+        norm_weight_columns(dweight, dy, x, inverse, width, i * COLUMNS);
+    });
+}
+
+vectorised! {
+    fn norm_weight_columns<'a>(
+        dweight: &'a mut [f32],
+        dy: &'a [f32],
+        x: &'a [f32],
+        inverse: &'a [f32],
+        width: usize,
+        first: usize,
+    ) {
+        for (row, r) in inverse.iter().enumerate() {
+            let at = row * width + first;
+            dweight.iter_mut().zip(&dy[at..]).zip(&x[at..]).for_each(|((sum, dy), x)| *sum += dy * x * r);
+        }
+    }
+}
+
 /// `out = z + gate * branch` for `[rows, width]`, the gate lying from column `at` on in `modulation: [rows, stride]`.
 ///
 /// # Panics
@@ -384,6 +414,14 @@ mod tests {
         norm_backward(&mut dx, &mut [], &slopes, &x, &forward(&x).1, &weight, None);
         dx.iter_mut().for_each(|dx| *dx -= 1.0);
         check_gradient(&x, &dx, |x| loss(&forward(x).0, &slopes));
+
+        let mut dweight = vec![0.0; WIDTH];
+        add_norm_weight_gradient(&mut dweight, &slopes, &x, &forward(&x).1);
+        check_gradient(&weight, &dweight, |weight| {
+            let mut out = vec![0.0; x.len()];
+            norm(&mut out, &x, weight, 1e-5, None);
+            loss(&out, &slopes)
+        });
     }
 
     #[test]

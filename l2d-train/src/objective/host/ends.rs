@@ -1,7 +1,7 @@
 //! Before and behind the blocks: from targets and noise to the path's first hidden state, from times to the conditioning,
 //! and from the last hidden state to the loss (METHOD sections 2 to 5).
 
-use l2d_core::cpu::dense::{Right, add_column_sums, cross_entropy_in_place, multiply_right, norm, norm_backward};
+use l2d_core::cpu::dense::add_column_sums;
 use l2d_core::diffusion::{DiffusionConfig, time_features};
 
 use super::buffers::Buffers;
@@ -230,55 +230,4 @@ fn timestep(config: &DiffusionConfig) -> TwoLayers {
 
 fn final_head(config: &DiffusionConfig, hidden: usize) -> TwoLayers {
     TwoLayers { inputs: config.conditioning, inner: config.conditioning, outputs: hidden }
-}
-
-/// The frozen end of the model: final norm, LM head, cross-entropy, some rows at a time.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Head<'a> {
-    pub(super) norm: &'a [f32],
-    pub(super) eps: f64,
-    /// `[H, V]`, and on its side.
-    pub(super) weight: &'a [Right; 2],
-    pub(super) vocabulary: usize,
-    /// The most rows of logits at a time.
-    pub(super) chunk: usize,
-}
-
-impl Head<'_> {
-    /// Losses of merged hidden states `[rows, H]`; where `gradient`, the gradient of their sum, of the same shape.
-    pub(super) fn loss(
-        &self,
-        merged: &[f32],
-        targets: &[u32],
-        gradient: bool,
-        buffers: &mut Buffers,
-    ) -> (Vec<f32>, Vec<f32>) {
-        /// Logits that are held at a time, 64 MiB: beyond, larger products are no faster.
-        const LOGITS: usize = 1 << 24;
-        let hidden = self.norm.len();
-        let rows = self.chunk.min((LOGITS / self.vocabulary).max(1));
-        let mut normed = buffers.take(merged.len());
-        let inverse = norm(&mut normed, merged, self.norm, self.eps, None);
-        let mut losses = Vec::with_capacity(targets.len());
-        let mut dnormed = buffers.take(if gradient { merged.len() } else { 0 });
-        let mut logits = Vec::new();
-        for (i, targets) in targets.chunks(rows).enumerate() {
-            let part = i * rows * hidden..(i * rows + targets.len()) * hidden;
-            if logits.len() != targets.len() * self.vocabulary {
-                buffers.give(std::mem::take(&mut logits));
-                logits = buffers.take(targets.len() * self.vocabulary);
-            }
-            multiply_right(&mut logits, &normed[part.clone()], &self.weight[0], 1.0, false);
-            losses.extend(cross_entropy_in_place(&mut logits, targets));
-            if gradient {
-                multiply_right(&mut dnormed[part], &logits, &self.weight[1], 1.0, false);
-            }
-        }
-        let mut dmerged = buffers.zeros(dnormed.len());
-        if gradient {
-            norm_backward(&mut dmerged, &mut [], &dnormed, merged, &inverse, self.norm, None);
-        }
-        [normed, dnormed, logits].into_iter().for_each(|buffer| buffers.give(buffer));
-        (losses, dmerged)
-    }
 }

@@ -41,10 +41,12 @@ pub(super) struct Weights([Right; 7]);
 pub(super) enum Direction {
     /// Inputs to outputs, all of them.
     Forward,
-    /// Gradients of outputs to those of inputs, in the layers that the diffusion path has versions of.
-    Backward,
-    /// Both, one after the other: see [`Base::block`].
+    /// Inputs to outputs, in the layers that the diffusion path has versions of.
     ForwardDiffusion,
+    /// Gradients of outputs to those of inputs, in all layers.
+    Backward,
+    /// The same in the layers that the diffusion path has versions of.
+    BackwardDiffusion,
 }
 
 /// One frozen block.
@@ -98,14 +100,16 @@ impl Base {
     ) -> FrozenBlock<'a> {
         let all = linears(lm, layer);
         for (i, linear) in all.iter().enumerate() {
+            // The diffusion path uses the main path's keys and values.
             let main_only = i == 1 || i == 2;
             match direction {
-                Direction::Forward => weights.0[i].pack_weights(packed(linear), self.products),
-                Direction::ForwardDiffusion if !main_only => weights.0[i].pack_weights(packed(linear), self.products),
-                Direction::Backward if !main_only => {
+                Direction::ForwardDiffusion | Direction::BackwardDiffusion if main_only => {}
+                Direction::Forward | Direction::ForwardDiffusion => {
+                    weights.0[i].pack_weights(packed(linear), self.products);
+                }
+                Direction::Backward | Direction::BackwardDiffusion => {
                     weights.0[i].pack_weights_transposed(packed(linear), self.products);
                 }
-                _ => {}
             }
         }
         let small = &self.blocks[layer];

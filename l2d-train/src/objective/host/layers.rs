@@ -4,14 +4,23 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use l2d_core::cpu::dense::{
     Products, Right, View, add_column_sums, multiply, multiply_right, multiply_right_biased, silu, silu_backward,
 };
 use l2d_core::diffusion::Variant;
 use l2d_core::lm::HostTensor;
-use l2d_core::parameters::parameters;
+use l2d_core::parameters::{parameters, trained_parameters};
+
+use crate::optimiser::NamedGradients;
 
 use super::buffers::Buffers;
+
+/// `prefix.name`, or whichever of the two is not empty.
+fn joined(prefix: &str, name: &str) -> String {
+    let dot = if prefix.is_empty() || name.is_empty() { "" } else { "." };
+    format!("{prefix}{dot}{name}")
+}
 
 /// Trained parameters by name, as they are in this step, and how they are multiplied.
 #[derive(Debug)]
@@ -26,6 +35,12 @@ impl Parameters {
         Self { tensors, products }
     }
 
+    /// Those of the module's parameters that are trained.
+    pub(super) fn trained<B: Backend, M: Module<B>>(module: &M, products: Products) -> Self {
+        let tensors = trained_parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { tensors, products }
+    }
+
     /// Values of the parameter `prefix.name`.
     ///
     /// # Panics
@@ -35,7 +50,7 @@ impl Parameters {
     }
 
     pub(super) fn find(&self, prefix: &str, name: &str) -> Option<&[f32]> {
-        let name = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+        let name = joined(prefix, name);
         self.tensors.get(&name).map(|tensor| &tensor.values[..])
     }
 }
@@ -47,21 +62,24 @@ pub(super) struct Gradients(BTreeMap<String, Vec<f32>>);
 impl Gradients {
     /// The gradient of `prefix.name`, zeros at first.
     pub(super) fn of(&mut self, prefix: &str, name: &str, len: usize) -> &mut [f32] {
-        let name = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+        let name = joined(prefix, name);
         self.0.entry(name).or_insert_with(|| vec![0.0; len])
     }
 
     /// Adds the product of `a: [rows, _]` on its side with `b: [rows, _]`.
-    fn add_product(&mut self, prefix: &str, name: &str, a: View<'_>, b: View<'_>) {
-        let name = format!("{prefix}.{name}");
+    pub(super) fn add_product(&mut self, prefix: &str, name: &str, a: View<'_>, b: View<'_>) {
+        let name = joined(prefix, name);
         let known = self.0.contains_key(&name);
         let sum = self.0.entry(name).or_insert_with(|| vec![0.0; a.width() * b.width()]);
         // What is not there need not be read.
         multiply(sum, a.t(), b, 1.0, known);
     }
 
-    pub(super) fn into_inner(self) -> BTreeMap<String, Vec<f32>> {
-        self.0
+    pub(super) fn into_named<B: Backend>(self, device: &B::Device) -> NamedGradients<B> {
+        NamedGradients::from_named(self.0.into_iter().map(|(name, values)| {
+            let count = values.len();
+            (name, Tensor::from_data(TensorData::new(values, [count]), device))
+        }))
     }
 
     /// Adds what a layer `y = x W + b` called `prefix` learns from `dy`.

@@ -10,22 +10,27 @@ mod block;
 mod buffers;
 mod ends;
 mod frozen;
+mod head;
 mod layers;
+mod layout;
+mod lm;
 
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
-use l2d_core::cpu::dense::{Products, Sequence, gate_branch, gate_branch_backward};
+use l2d_core::cpu::dense::{Products, gate_branch, gate_branch_backward};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use serde::{Deserialize, Serialize};
 
 use self::block::{HostBlock, Names, Step, Tape};
 use self::buffers::Buffers;
-use self::ends::{Conditioning, Encoder, Head, Inputs};
-use self::frozen::{Angles, Base, Direction, Weights, embed};
+use self::ends::{Conditioning, Encoder, Inputs};
+use self::frozen::{Base, Direction, Weights, embed};
+use self::head::Head;
 use self::layers::{Gradients, Parameters};
+use self::layout::Layout;
+pub use self::lm::HostLm;
 use super::draws::{Draws, Labelled};
 use super::l2d::summed;
 use super::loss::StepLoss;
@@ -57,38 +62,6 @@ pub struct HostL2d<B: Backend> {
     memory: Mutex<(Buffers, Weights)>,
 }
 
-/// A batch's tokens and rows, one after the other.
-struct Layout {
-    tokens: Vec<u32>,
-    /// All tokens, as rows of the main path.
-    main: Vec<Sequence>,
-    /// The diffusion tokens.
-    rows: Vec<Sequence>,
-    /// The row of each diffusion token among the tokens.
-    places: Vec<usize>,
-    targets: Vec<u32>,
-}
-
-impl Layout {
-    /// `repeats` diffusion tokens at each labelled position.
-    fn new(batch: &Labelled<'_>, repeats: usize) -> Self {
-        let mut layout = Self { tokens: vec![], main: vec![], rows: vec![], places: vec![], targets: vec![] };
-        for (tokens, labels) in batch.tokens.iter().zip(batch.labels) {
-            let Some(&(last, _)) = labels.last() else { continue };
-            let start = layout.tokens.len();
-            // Nothing behind the last label matters to any.
-            layout.tokens.extend(&tokens[..=last]);
-            layout.main.push(Sequence { start, first_row: start, positions: (0..=last).collect() });
-            let repeated = || labels.iter().flat_map(|label| std::iter::repeat_n(label, repeats));
-            let positions: Vec<usize> = repeated().map(|&(position, _)| position).collect();
-            layout.targets.extend(repeated().map(|&(_, target)| target));
-            layout.rows.push(Sequence { start, first_row: layout.places.len(), positions: positions.clone() });
-            layout.places.extend(positions.iter().map(|position| start + position));
-        }
-        layout
-    }
-}
-
 impl<B: Backend> HostL2d<B> {
     /// An objective beside `lm`, which keeps nothing back from its tape and holds at most 1024 rows of logits.
     ///
@@ -117,13 +90,7 @@ impl<B: Backend> HostL2d<B> {
         draws: &Draws,
     ) -> (StepLoss, NamedGradients<B>) {
         let (loss, gradients) = self.run(path, batch, draws, true);
-        let device = self.lm.device();
-        let tensor = |values: Vec<f32>| {
-            let count = values.len();
-            Tensor::from_data(TensorData::new(values, [count]), &device)
-        };
-        let named = gradients.into_inner().into_iter().map(|(name, values)| (name, tensor(values)));
-        (loss, NamedGradients::from_named(named))
+        (loss, gradients.into_named(&self.lm.device()))
     }
 
     /// The loss alone; for validation.
@@ -185,13 +152,8 @@ impl<B: Backend> Pass<'_, B> {
         let Self { objective, parameters, path, layout, inputs, .. } = *self;
         let (lm, base) = (&objective.lm, &objective.base);
         let (config, diffusion, hidden) = (&lm.config, &path.config, lm.config.hidden_size);
-        let half = config.head_dim / 2;
-        let angles = |sequences: &[Sequence]| {
-            let positions = sequences.iter().flat_map(|sequence| sequence.positions.iter().copied());
-            let (cos, sin) = lm.rope.angles(positions);
-            Angles { cos, sin, half }
-        };
-        let (main_angles, row_angles) = (angles(&layout.main), angles(&layout.rows));
+        let (main_angles, row_angles) =
+            (Layout::angles(&lm.rope, &layout.main), Layout::angles(&lm.rope, &layout.rows));
         let conditioning = Conditioning::forward(parameters, diffusion, hidden, inputs, self.buffers);
         let (encoder, mut z) = Encoder::forward(embed(lm, inputs.targets), parameters, diffusion, inputs, self.buffers);
         let step = Step {
@@ -223,10 +185,7 @@ impl<B: Backend> Pass<'_, B> {
                 }
             }
         }
-        let mut main = self.buffers.take(z.len());
-        for (row, &place) in main.chunks_exact_mut(hidden).zip(&layout.places) {
-            row.copy_from_slice(&x[place * hidden..][..hidden]);
-        }
+        let main = layout.select(&x, hidden, self.buffers);
         self.buffers.give(x);
         let mut merged = self.buffers.take(z.len());
         gate_branch(&mut merged, &main, &z, &conditioning.final_weight, hidden, 0);
@@ -253,7 +212,7 @@ impl<B: Backend> Pass<'_, B> {
                     tape
                 }
             };
-            let frozen = base.block(lm, layer, self.weights, Direction::Backward);
+            let frozen = base.block(lm, layer, self.weights, Direction::BackwardDiffusion);
             let block = HostBlock { step, base: frozen, parameters, names: &names[layer] };
             block.backward(&mut z, &mut dtau, tape, (&keys, &values), &mut self.gradients, self.buffers);
             [keys, values].into_iter().for_each(|buffer| self.buffers.give(buffer));
@@ -273,6 +232,7 @@ impl<B: Backend> Pass<'_, B> {
             vocabulary: lm.config.vocab_size,
             chunk: *head_chunk,
         };
-        head.loss(merged, self.inputs.targets, learn, self.buffers)
+        let learning = learn.then_some((&mut self.gradients, None));
+        head.loss(merged, self.inputs.targets, learning, self.buffers)
     }
 }
