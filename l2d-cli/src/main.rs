@@ -8,6 +8,7 @@ mod decoding;
 mod error;
 mod export;
 mod generator;
+mod memory;
 mod model;
 mod output;
 mod progress;
