@@ -40,9 +40,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), CliError> {
     let backend = cli.backend.unwrap_or_else(BackendKind::default_kind);
-    let threads = backend.decode_threads();
     match cli.command {
-        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, threads)),
+        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, backend)),
         Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args, backend)),
         Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),

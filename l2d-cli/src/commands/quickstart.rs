@@ -12,6 +12,7 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::L2d;
 use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter_bytes, save_adapter, write_atomically};
+use l2d_core::cpu::WeightFormat;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
@@ -32,6 +33,7 @@ use serde_json::json;
 
 use crate::args::QuickstartArgs;
 use crate::arithmetic::{Problem, SLIP_EVERY, Split, problems, write_jsonl};
+use crate::backend::BackendKind;
 use crate::error::CliError;
 use crate::generator::ModelGenerator;
 use crate::model::{Text, on_interrupt};
@@ -50,8 +52,8 @@ const TRAINING_PROBLEMS: usize = 60_000;
 /// Sequences decoded together: enough to fill a CPU, few enough to see progress.
 const BATCH: usize = 100;
 
-/// Runs the command; a batch is decoded in at most `threads` threads.
-pub(crate) fn run<B: Backend>(args: &QuickstartArgs, threads: usize) -> Result<(), CliError> {
+/// Runs the command.
+pub(crate) fn run<B: Backend>(args: &QuickstartArgs, backend: BackendKind) -> Result<(), CliError> {
     if let Some(folder) = &args.export_data {
         return export_data(folder, args.seed);
     }
@@ -68,7 +70,7 @@ pub(crate) fn run<B: Backend>(args: &QuickstartArgs, threads: usize) -> Result<(
         example_line(Problem { left: 347, right: 28 }),
     )?;
 
-    let session = Session { lm, text, device, cancel: &cancel, args, threads };
+    let session = Session { lm, text, device, cancel: &cancel, args, backend };
     let examples = session.examples()?;
     let live = session.train_live(&recipe, &examples)?;
     let baseline = if args.baseline { Some(session.train_baseline(&recipe, &examples)?) } else { None };
@@ -89,7 +91,7 @@ struct Session<'a, B: Backend> {
     device: Device<B>,
     cancel: &'a AtomicBool,
     args: &'a QuickstartArgs,
-    threads: usize,
+    backend: BackendKind,
 }
 
 impl<B: Backend> Session<'_, B> {
@@ -114,7 +116,10 @@ impl<B: Backend> Session<'_, B> {
                 format!("about {} seconds", self.args.seconds)
             },
         )?;
-        let engine = L2dEngine::new(self.lm.clone(), recipe.head_chunk, recipe.matmul_precision, recipe.recompute);
+        let lm = self.lm.clone();
+        // On a CPU by hand, which takes packed weights.
+        let lm = if self.backend.is_cpu() { lm.packed(WeightFormat::F32) } else { lm };
+        let engine = L2dEngine::new(lm, recipe.head_chunk, recipe.matmul_precision, recipe.recompute);
         let task = L2dTask::<Autodiff<B>>::new(engine, recipe.draws());
         let path = self.train(&task, trainable(AutodiffModule::from_inner(path)), recipe, examples)?.valid();
         let file = self.args.out.join("live-adapter.safetensors");
@@ -127,12 +132,21 @@ impl<B: Backend> Session<'_, B> {
     /// Low-rank finetuning of the base's weights on the same data, for as long.
     fn train_baseline(&self, recipe: &TrainConfig, examples: &[Example]) -> Result<Lm<B>, CliError> {
         say!("\nThe baseline: ordinary LoRA finetuning of the base's weights, same data, same time.")?;
-        let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(self.lm.clone());
+        let by_hand = self.backend.is_cpu();
+        let lm = self.lm.clone();
+        let lm = if by_hand { lm.packed(WeightFormat::F32) } else { lm };
+        let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
         let lm = add_lora(lm, recipe.lora_rank, recipe.lora_alpha, &mut ChaCha8Rng::seed_from_u64(self.args.seed));
-        let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: recipe.head_chunk }));
+        let task = LmTask::new(if by_hand {
+            LmEngine::host(&lm, recipe.head_chunk, recipe.matmul_precision, recipe.recompute)
+        } else {
+            LmEngine::Autodiff(LmObjective { head_chunk: recipe.head_chunk })
+        });
         // The base has learnt this task already; the paper, too, sweeps weight finetuning at a tenth of L2D's rate.
         let config = TrainConfig { learning_rate: recipe.learning_rate / 10.0, ..recipe.clone() };
-        Ok(self.train(&task, lm, &config, examples)?.valid())
+        let trained = self.train(&task, lm, &config, examples)?.valid();
+        // The corrections are packed beside their weights.
+        Ok(if by_hand { trained.packed(WeightFormat::F32) } else { trained })
     }
 
     fn train<T: Task<Autodiff<B>>>(
@@ -242,7 +256,7 @@ impl<B: Backend> Session<'_, B> {
             sampling,
             beam: None,
             cancel: self.cancel,
-            threads: self.threads,
+            threads: self.backend.decode_threads(),
         };
         let mut progress = EvalProgress::new(format!("{series} at {steps}"));
         let result = evaluation.run(&settings, &mut generator, None, &mut progress, self.cancel)?;
