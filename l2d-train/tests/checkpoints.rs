@@ -135,18 +135,17 @@ fn groups_freeze_and_slow_down_what_they_name() {
     let only =
         moved(&TrainConfig { trainable: vec!["*.modulation.*".into(), "final_{weight,bias}.*".into()], ..config() });
     for ((name, usual), (_, moved)) in all.iter().zip(&only) {
-        // Whatever moves when all is trained moves or rests as the patterns say.
-        let chosen = name.contains(".modulation.") || name.starts_with("final_weight");
-        assert_eq!(*moved > 1e-9, chosen && *usual > 1e-9, "{name} moved by {moved}");
+        let chosen = name.contains("modulation") || name.starts_with("final_weight");
+        assert!(*usual > 1e-6, "{name} moves");
+        assert_eq!(*moved > 1e-6, chosen, "{name} moved by {moved}");
     }
-    assert!(only.iter().any(|(name, moved)| name == "final_weight.outer.weight" && *moved > 1e-5));
     let group =
         |scale| ParameterGroup { pattern: "translation.*".into(), learning_rate_scale: scale, weight_decay: Some(0.0) };
     let slow = moved(&TrainConfig { groups: vec![group(0.01)], ..config() });
     let frozen = moved(&TrainConfig { groups: vec![group(0.0)], ..config() });
     for (((name, usual), (_, slow)), (_, frozen)) in all.iter().zip(&slow).zip(&frozen) {
         if name.starts_with("translation") {
-            assert!(*slow < 0.1 * usual && *frozen < 1e-9, "{name}: {usual} {slow} {frozen}");
+            assert!(*slow < 0.1 * usual && *slow > 0.0 && *frozen < 1e-9, "{name}: {usual} {slow} {frozen}");
         }
     }
     for (key, config) in [
