@@ -8,7 +8,6 @@ mod decoding;
 mod error;
 mod export;
 mod generator;
-mod memory;
 mod model;
 mod output;
 mod progress;

@@ -71,10 +71,6 @@ impl Observer for TrainProgress {
     fn checkpoint(&mut self, _step: u64, folder: &Path) {
         tracing::info!("saved {}", folder.display());
     }
-
-    fn memory(&mut self) -> Option<u64> {
-        crate::memory::resident()
-    }
 }
 
 /// Losses by tenths of diffusion time, e.g. ` · by t: .62 .60 ... .02`; empty where there is no diffusion.

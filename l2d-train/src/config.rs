@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Columns;
 use crate::error::{Result, TrainError};
 use crate::objective::{DrawSettings, Recompute};
-use crate::optimiser::{AdamWConfig, Decay, ParameterGroup, Schedule, Warmup};
+use crate::optimiser::{AdamWConfig, Decay, Schedule, Warmup};
 
 /// What is trained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,12 +55,6 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// AdamW.
     pub adamw: AdamWConfig,
-    /// Parameters with a learning rate or a weight decay of their own.
-    pub groups: Vec<ParameterGroup>,
-    /// Patterns of the names of what is trained; everything, where there is none.
-    pub trainable: Vec<String>,
-    /// Decay of the moving average of the weights that is validated and left behind; none is kept when absent.
-    pub ema_decay: Option<f64>,
     /// The diffusion path (objective `l2d`).
     pub diffusion: RawDiffusionConfig,
     /// Training times (objective `l2d`).
@@ -87,10 +81,6 @@ pub struct TrainConfig {
     pub validation_examples: usize,
     /// Updates between validations; 0 = only at the end.
     pub validate_every: u64,
-    /// Validations without a lower loss after which the run ends; it goes on when absent.
-    pub early_stop_patience: Option<u64>,
-    /// How much lower a loss must be to count.
-    pub early_stop_min_delta: f64,
     /// Updates between lines of metrics.
     pub log_every: u64,
     /// Updates between checkpoints; 0 = only at the end.
@@ -116,9 +106,6 @@ impl Default for TrainConfig {
             decay: Decay::Linear,
             clip_norm: 1.0,
             adamw: AdamWConfig::default(),
-            groups: Vec::new(),
-            trainable: Vec::new(),
-            ema_decay: None,
             diffusion: RawDiffusionConfig::default(),
             timesteps: TimestepSampling::default(),
             class_dropout: 0.2,
@@ -132,8 +119,6 @@ impl Default for TrainConfig {
             validation_fraction: 0.02,
             validation_examples: 256,
             validate_every: 200,
-            early_stop_patience: None,
-            early_stop_min_delta: 0.0,
             log_every: 1,
             checkpoint_every: 200,
             keep_last: 2,
@@ -177,24 +162,6 @@ impl TrainConfig {
         }
         if !(eps > 0.0 && eps.is_finite() && weight_decay >= 0.0 && weight_decay.is_finite()) {
             return fail("adamw", format!("eps {eps} must be positive and weight_decay {weight_decay} not negative"));
-        }
-        if let Some(decay) = self.ema_decay
-            && !fraction(decay)
-        {
-            return fail("ema_decay", format!("{decay} is outside [0, 1)"));
-        }
-        for group in &self.groups {
-            let ParameterGroup { pattern, learning_rate_scale: scale, weight_decay: decay } = group;
-            let whole = |x: f64| x >= 0.0 && x.is_finite();
-            if !(whole(*scale) && decay.is_none_or(whole)) {
-                return fail("groups", format!("`{pattern}`: scale and weight decay must not be negative"));
-            }
-        }
-        if self.early_stop_patience == Some(0) {
-            return fail("early_stop_patience", "must be at least 1".into());
-        }
-        if !(self.early_stop_min_delta >= 0.0 && self.early_stop_min_delta.is_finite()) {
-            return fail("early_stop_min_delta", format!("{} is negative", self.early_stop_min_delta));
         }
         if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
             return fail("clip_norm", format!("{} is negative or not a number", self.clip_norm));

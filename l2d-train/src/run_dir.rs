@@ -1,8 +1,8 @@
 //! The folder of a run.
 //!
 //! `config.toml` (the settings that were used), `metrics.jsonl`, `events.out.tfevents.*`, and
-//! `checkpoints/step-NNNNNNNN/{adapter.safetensors, optimizer.safetensors, state.json, checksums.json}`. A checkpoint appears
-//! under its name when it is whole.
+//! `checkpoints/step-NNNNNNNN/{adapter.safetensors, optimizer.safetensors, state.json}`. A checkpoint appears under its name
+//! when it is whole.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -12,26 +12,18 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{StoredDtype, read_tensors, write_atomically, write_tensors};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Result, TrainError};
 use crate::optimiser::{AdamW, AdamWConfig};
-use crate::run::Identity;
 
 const CHECKPOINTS: &str = "checkpoints";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
-/// SHA-256 of every other file of a checkpoint.
-const CHECKSUMS: &str = "checksums.json";
-/// The folder in a checkpoint that holds the averaged weights, where an average is kept.
-pub(crate) const AVERAGE: &str = "average";
 /// Begins the names of checkpoints that are being written or removed.
 const INCOMPLETE: &str = ".incomplete-";
 const ASIDE: &str = "aside";
 /// Ends the names of checkpoints whose weights give no number.
 const FAILED: &str = "failed";
-/// Ends the names of checkpoints that are not what was written.
-const DAMAGED: &str = "damaged";
 
 /// Where a run stands; with weights and moments, all that is needed to go on exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,19 +40,10 @@ pub struct RunState {
     /// The update it was measured after.
     pub best_step: Option<u64>,
     /// Whether the validation after this update was called off and is still to be made.
+    #[serde(default)]
     pub validation_pending: bool,
-    /// Validations since the loss last fell by more than `early_stop_min_delta`.
-    pub validations_since_best: u64,
-}
-
-/// What `state.json` holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Saved {
-    /// Where the run stands.
-    pub state: RunState,
-    /// Settings and data that the rest of it depends on.
-    pub identity: Identity,
+    /// Fingerprint of settings and data that the rest of the run depends on.
+    pub fingerprint: u64,
 }
 
 /// Locked for as long as a run writes to its folder; the file stays, empty.
@@ -120,37 +103,8 @@ impl RunDir {
 
     /// Renames a checkpoint whose weights failed, so that a resumed run does not begin with them. Returns its new path.
     pub fn reject(&self, step: u64) -> Result<PathBuf> {
-        self.put_away(step, FAILED)
-    }
-
-    /// The newest checkpoint that is as it was written. Newer ones that are not are renamed, with a warning.
-    ///
-    /// # Errors
-    /// There is no whole one; the reason names what is wrong with the oldest.
-    pub fn newest_whole(&self) -> Result<u64> {
-        let mut damage = None;
-        for step in self.checkpoints()?.into_iter().rev() {
-            match verify(&self.checkpoint(step)) {
-                Ok(()) => {
-                    if let Some(damage) = damage {
-                        tracing::warn!("{damage}; going on from {}", self.checkpoint(step).display());
-                    }
-                    return Ok(step);
-                }
-                Err(reason) => {
-                    let put_away = self.put_away(step, DAMAGED)?;
-                    damage = Some(format!("{} is damaged ({reason})", put_away.display()));
-                }
-            }
-        }
-        let reason = damage.unwrap_or_else(|| "there is no checkpoint".into());
-        let reason = format!("no checkpoint is whole: {reason}; start anew in another folder");
-        Err(TrainError::Resume { path: self.root.clone(), reason })
-    }
-
-    fn put_away(&self, step: u64, as_what: &str) -> Result<PathBuf> {
         let folder = self.checkpoint(step);
-        let rejected = folder.with_extension(as_what);
+        let rejected = folder.with_extension(FAILED);
         let io = |e| TrainError::io(&folder, e);
         if rejected.exists() {
             fs::remove_dir_all(&rejected).map_err(io)?;
@@ -168,22 +122,19 @@ impl RunDir {
     /// it is on the disk.
     pub fn save<B: Backend>(
         &self,
-        saved: &Saved,
+        state: &RunState,
         optimiser: &AdamW<B>,
         save: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let target = self.checkpoint(saved.state.step);
+        let target = self.checkpoint(state.step);
         let parent = self.root.join(CHECKPOINTS);
         let temporary =
             tempfile::Builder::new().prefix(INCOMPLETE).tempdir_in(&parent).map_err(|e| TrainError::io(&parent, e))?;
         save(temporary.path())?;
         let metadata = BTreeMap::from([("updates".to_string(), optimiser.updates().to_string())]);
         write_tensors(&temporary.path().join(OPTIMIZER), &optimiser.export(), &metadata, StoredDtype::F32)?;
-        let json = serde_json::to_vec_pretty(saved).map_err(|e| TrainError::io(&target, e.into()))?;
+        let json = serde_json::to_vec_pretty(state).map_err(|e| TrainError::io(&target, e.into()))?;
         write_atomically(&temporary.path().join(STATE), |out| out.write_all(&json))?;
-        let sums = checksums(temporary.path()).map_err(|e| TrainError::io(&target, e))?;
-        let json = serde_json::to_vec_pretty(&sums).map_err(|e| TrainError::io(&target, e.into()))?;
-        write_atomically(&temporary.path().join(CHECKSUMS), |out| out.write_all(&json))?;
         let io = |e| TrainError::io(&target, e);
         // An older one of the same step steps aside first, so that at no moment neither exists.
         let older = if target.exists() { Some(self.set_aside(&target)?) } else { None };
@@ -200,14 +151,14 @@ impl RunDir {
     }
 
     /// Reads the state and the optimiser of a checkpoint.
-    pub fn load<B: Backend>(&self, step: u64, config: AdamWConfig, device: &B::Device) -> Result<(Saved, AdamW<B>)> {
+    pub fn load<B: Backend>(&self, step: u64, config: AdamWConfig, device: &B::Device) -> Result<(RunState, AdamW<B>)> {
         let folder = self.checkpoint(step);
         let resume = |file: &Path, reason: String| TrainError::Resume { path: file.to_path_buf(), reason };
         let file = folder.join(STATE);
         let text = fs::read(&file).map_err(|e| TrainError::io(&file, e))?;
-        let saved: Saved = serde_json::from_slice(&text).map_err(|e| resume(&file, e.to_string()))?;
-        if saved.state.step != step {
-            return Err(resume(&file, format!("it is the state after {} updates, not after {step}", saved.state.step)));
+        let state: RunState = serde_json::from_slice(&text).map_err(|e| resume(&file, e.to_string()))?;
+        if state.step != step {
+            return Err(resume(&file, format!("it is the state after {} updates, not after {step}", state.step)));
         }
         let file = folder.join(OPTIMIZER);
         let (tensors, metadata) = read_tensors(&file)?;
@@ -217,7 +168,7 @@ impl RunDir {
             .ok_or_else(|| resume(&file, "its metadata does not say how many updates were made".into()))?;
         let optimiser = AdamW::import(config, updates, tensors.into_values().collect(), device)
             .ok_or_else(|| resume(&file, "its moments do not come in pairs".into()))?;
-        Ok((saved, optimiser))
+        Ok((state, optimiser))
     }
 
     /// Removes all but the newest `keep_last` checkpoints and the best.
@@ -250,43 +201,6 @@ impl RunDir {
         }
         Ok(())
     }
-}
-
-/// SHA-256 of every file in a folder and the folders in it, by relative path.
-fn checksums(folder: &Path) -> std::io::Result<BTreeMap<String, String>> {
-    fn add(folder: &Path, prefix: &str, sums: &mut BTreeMap<String, String>) -> std::io::Result<()> {
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            if entry.file_type()?.is_dir() {
-                add(&entry.path(), &format!("{name}/"), sums)?;
-            } else if name != CHECKSUMS {
-                let mut hash = Sha256::new();
-                std::io::copy(&mut File::open(entry.path())?, &mut hash)?;
-                let digest = hash.finalize();
-                sums.insert(name, digest.iter().map(|byte| format!("{byte:02x}")).collect());
-            }
-        }
-        Ok(())
-    }
-    let mut sums = BTreeMap::new();
-    add(folder, "", &mut sums)?;
-    Ok(sums)
-}
-
-/// Whether a checkpoint holds what was written; if not, what is wrong.
-fn verify(folder: &Path) -> std::result::Result<(), String> {
-    let text = fs::read(folder.join(CHECKSUMS)).map_err(|e| format!("{CHECKSUMS}: {e}"))?;
-    let expected: BTreeMap<String, String> = serde_json::from_slice(&text).map_err(|e| format!("{CHECKSUMS}: {e}"))?;
-    let found = checksums(folder).map_err(|e| e.to_string())?;
-    for (name, sum) in &expected {
-        match found.get(name) {
-            None => return Err(format!("{name} is missing")),
-            Some(found) if found != sum => return Err(format!("{name} is not what was written")),
-            Some(_) => {}
-        }
-    }
-    if expected.contains_key(STATE) { Ok(()) } else { Err(format!("{CHECKSUMS} names no {STATE}")) }
 }
 
 /// Brings a folder's entries to the disk: without it a rename may be lost with the power, and what it replaced with it.

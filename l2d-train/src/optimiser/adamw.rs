@@ -13,7 +13,6 @@ use l2d_core::parameters::ParameterPath;
 use serde::{Deserialize, Serialize};
 
 use super::gradients::NamedGradients;
-use super::groups::{Groups, Treatment};
 
 /// Hyper-parameters. The defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -64,13 +63,13 @@ impl<B: Backend> AdamW<B> {
     }
 
     /// One update of every parameter that has a gradient.
-    pub fn step<AB, M>(&mut self, module: M, gradients: &NamedGradients<B>, learning_rate: f64, groups: &Groups) -> M
+    pub fn step<AB, M>(&mut self, module: M, gradients: &NamedGradients<B>, learning_rate: f64) -> M
     where
         AB: AutodiffBackend<InnerBackend = B>,
         M: Module<AB>,
     {
         self.updates += 1;
-        module.map(&mut Update { optimiser: self, gradients, learning_rate, groups, path: ParameterPath::default() })
+        module.map(&mut Update { optimiser: self, gradients, learning_rate, path: ParameterPath::default() })
     }
 
     /// `p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps)` on flat tensors.
@@ -80,9 +79,7 @@ impl<B: Backend> AdamW<B> {
         weights: Tensor<B, 1>,
         gradient: Tensor<B, 1>,
         learning_rate: f64,
-        treatment: Treatment,
     ) -> Tensor<B, 1> {
-        let learning_rate = learning_rate * treatment.learning_rate_scale;
         let AdamWConfig { beta1, beta2, eps, weight_decay, decay_biases } = self.config;
         let (first, second) = match self.moments.remove(name) {
             Some(Moments { first, second }) => {
@@ -94,8 +91,7 @@ impl<B: Backend> AdamW<B> {
         let (correction1, correction2) = (1.0 - beta1.powf(n), 1.0 - beta2.powf(n));
         let root = second.clone().sqrt() / correction2.sqrt() + eps;
         let is_bias = name == "bias" || name.ends_with(".bias");
-        let usual = if is_bias && !decay_biases { 0.0 } else { weight_decay };
-        let decay = treatment.weight_decay.unwrap_or(usual);
+        let decay = if is_bias && !decay_biases { 0.0 } else { weight_decay };
         let new = weights * (1.0 - learning_rate * decay) - (first.clone() / root) * (learning_rate / correction1);
         self.moments.insert(name.to_string(), Moments { first, second });
         new
@@ -174,7 +170,6 @@ struct Update<'a, B: Backend> {
     optimiser: &'a mut AdamW<B>,
     gradients: &'a NamedGradients<B>,
     learning_rate: f64,
-    groups: &'a Groups,
     path: ParameterPath,
 }
 
@@ -196,7 +191,7 @@ impl<AB: AutodiffBackend> ModuleMapper<AB> for Update<'_, AB::InnerBackend> {
         let shape = tensor.dims();
         let count = shape.iter().product::<usize>();
         let flat = tensor.inner().reshape([count]);
-        let new = self.optimiser.update(&name, flat, gradient.clone(), self.learning_rate, self.groups.of(&name));
+        let new = self.optimiser.update(&name, flat, gradient.clone(), self.learning_rate);
         Param::from_mapped_value(id, Tensor::from_inner(new.reshape(shape)).require_grad(), mapper)
     }
 }
@@ -239,7 +234,7 @@ mod tests {
         SLOPES
             .map(|slope| {
                 let gradients = gradients(&toy, slope);
-                toy = optimiser.step::<AB, _>(toy.clone(), &gradients, 0.1, &Groups::default());
+                toy = optimiser.step::<AB, _>(toy.clone(), &gradients, 0.1);
                 assert_eq!(toy.unused.val().into_scalar().elem::<f32>(), 5.0, "no gradient, no update, no decay");
                 let weights = host_values(toy.weight.val());
                 [weights[0], weights[1], toy.bias.val().into_scalar().elem()]
@@ -275,12 +270,12 @@ mod tests {
     fn moments_survive_the_way_out_and_in_bit_for_bit() {
         let (mut toy, config) = (toy(), AdamWConfig::default());
         let mut optimiser = AdamW::<B>::new(config);
-        toy = optimiser.step::<AB, _>(toy.clone(), &gradients(&toy, SLOPES[0]), 0.1, &Groups::default());
+        toy = optimiser.step::<AB, _>(toy.clone(), &gradients(&toy, SLOPES[0]), 0.1);
         let restored = AdamW::<B>::import(config, optimiser.updates(), optimiser.export(), &Default::default());
         let mut restored = restored.expect("pairs");
         let (slope, again) = (gradients(&toy, SLOPES[1]), gradients(&toy, SLOPES[1]));
-        let a = optimiser.step::<AB, _>(toy.clone(), &slope, 0.1, &Groups::default());
-        let b = restored.step::<AB, _>(toy.clone(), &again, 0.1, &Groups::default());
+        let a = optimiser.step::<AB, _>(toy.clone(), &slope, 0.1);
+        let b = restored.step::<AB, _>(toy.clone(), &again, 0.1);
         assert_eq!(host_values(a.weight.val()), host_values(b.weight.val()));
         assert_eq!(restored.misfit::<AB, _>(&toy), None);
 

@@ -68,11 +68,6 @@ impl<B: Backend> NamedGradients<B> {
         }
     }
 
-    /// Forgets the gradients of parameters whose name is not to be kept.
-    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
-        self.flat.retain(|name, _| keep(name));
-    }
-
     /// Multiplies all gradients, e.g. by one over the number of labelled tokens.
     pub fn scale(&mut self, factor: f64) {
         for gradient in self.flat.values_mut() {

@@ -1,13 +1,9 @@
 //! From gradients to new weights.
 
 mod adamw;
-mod ema;
 mod gradients;
-mod groups;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub use ema::Ema;
 pub use gradients::{NamedGradients, clip_coefficient};
-pub use groups::{Groups, ParameterGroup, Treatment};
 pub use schedule::{Decay, Schedule, Warmup};

@@ -141,10 +141,6 @@ fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), Cli
     eprintln!("wrote {}", written.display());
     match trained.outcome {
         Outcome::Finished => Ok(()),
-        Outcome::StoppedEarly => {
-            eprintln!("stopped after {} updates: the validation loss had not fallen for a while", trained.steps);
-            Ok(())
-        }
         Outcome::Interrupted => {
             eprintln!("stopped after {} updates; go on with the same command and --resume", trained.steps);
             Err(CliError::Interrupted)
