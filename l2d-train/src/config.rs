@@ -46,8 +46,8 @@ pub struct GenerateConfig {
     pub every: u64,
     /// The first so many problems.
     pub problems: usize,
-    /// Evaluations per token, each a score of its own; objectives `full` and `lora` have 1 alone.
-    pub steps: Vec<usize>,
+    /// Evaluations per token, each a score of its own. 1 and 15 when absent; objectives `full` and `lora` have 1 alone.
+    pub steps: Option<Vec<usize>>,
     /// Tokens of an answer, at most; the task's own limit when absent.
     pub max_tokens: Option<usize>,
     /// Answers that are decoded together.
@@ -56,7 +56,7 @@ pub struct GenerateConfig {
 
 impl Default for GenerateConfig {
     fn default() -> Self {
-        Self { task: None, data: None, every: 0, problems: 100, steps: vec![1, 15], max_tokens: None, batch_size: 16 }
+        Self { task: None, data: None, every: 0, problems: 100, steps: None, max_tokens: None, batch_size: 16 }
     }
 }
 
@@ -283,10 +283,19 @@ impl TrainConfig {
         if *problems == 0 || *batch_size == 0 || *max_tokens == Some(0) {
             return fail("generate.problems, generate.batch_size, generate.max_tokens", "each must be at least 1");
         }
-        if steps.is_empty() || steps.contains(&0) {
+        if steps.as_ref().is_some_and(|steps| steps.is_empty() || steps.contains(&0)) {
             return fail("generate.steps", "must name numbers of evaluations, each at least 1");
         }
+        if self.objective != ObjectiveKind::L2d && self.generate_steps() != [1] {
+            return fail("generate.steps", "objectives `full` and `lora` answer with 1 evaluation per token alone");
+        }
         Ok(())
+    }
+
+    /// Evaluations per token of the answers that are generated during the run.
+    pub fn generate_steps(&self) -> Vec<usize> {
+        let usual = if self.objective == ObjectiveKind::L2d { vec![1, 15] } else { vec![1] };
+        self.generate.steps.clone().unwrap_or(usual)
     }
 
     /// The rules by parameter name.

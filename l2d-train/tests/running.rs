@@ -111,8 +111,12 @@ impl Evaluator<Trainee> for Weigh<'_> {
             return Ok(None);
         }
         let sum: f64 = parameters(model).iter().flat_map(|tensor| &tensor.values).map(|&x| f64::from(x).abs()).sum();
-        let score =
-            |steps| GenerationScore { steps, accuracy: (sum * steps as f64).fract(), standard_error: 0.0, problems: 7 };
+        let score = |steps| GenerationScore {
+            steps,
+            accuracy: (sum * steps as f64).fract(),
+            standard_error: None,
+            problems: 7,
+        };
         Ok(Some(vec![score(1), score(15)]))
     }
 }

@@ -76,8 +76,8 @@ pub struct GenerationScore {
     pub steps: usize,
     /// Part of the problems that was answered right.
     pub accuracy: f64,
-    /// Of the accuracy.
-    pub standard_error: f64,
+    /// Of the accuracy; of a single problem there is none.
+    pub standard_error: Option<f64>,
     /// Problems.
     pub problems: usize,
 }
