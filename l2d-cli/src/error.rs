@@ -31,6 +31,9 @@ pub(crate) enum CliError {
     /// Nobody reads standard output any more.
     #[error("standard output was closed")]
     OutputClosed,
+    /// A planned run needs more memory than there is.
+    #[error("this run does not fit: {0}")]
+    DoesNotFit(String),
     /// Stopped by the user.
     #[error("interrupted")]
     Interrupted,

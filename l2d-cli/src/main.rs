@@ -8,6 +8,7 @@ mod decoding;
 mod error;
 mod export;
 mod generator;
+mod memory;
 mod model;
 mod output;
 mod progress;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{BenchCommand, Cli, Command};
+use crate::args::{BenchCommand, Cli, Command, PlotCommand};
 use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
 
@@ -42,6 +43,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, backend)),
         Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args, backend)),
+        Command::Plan(args) => with_backend!(backend, B => commands::plan::run::<B>(&args, backend)),
+        Command::Plot(PlotCommand::Losses(args)) => commands::losses::overlay(&args),
         Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
         Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),

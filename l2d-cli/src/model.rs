@@ -148,7 +148,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// The same with all weights packed; those that are keep their format.
-    fn packed(self, format: WeightFormat) -> Self {
+    pub(crate) fn packed(self, format: WeightFormat) -> Self {
         match self {
             Self::Plain(lm) => Self::Plain(Box::new(lm.packed(format))),
             Self::Joined(model) => Self::Joined(Box::new(model.packed(format))),

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use l2d_eval::metric::Proportion;
 use l2d_eval::{Progress, Sample};
 use l2d_train::objective::{StepLoss, TIMESTEP_BINS};
-use l2d_train::{Observer, StepReport, ValidationReport};
+use l2d_train::{GenerationReport, Memory, Observer, StepReport, ValidationReport};
+
+use crate::memory;
 
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(20);
@@ -17,6 +19,9 @@ pub(crate) struct TrainProgress {
     bar: ProgressBar,
     last_line: Instant,
     smoothed: Option<f64>,
+    begun: Instant,
+    /// Updates since then.
+    steps: u32,
 }
 
 impl TrainProgress {
@@ -24,7 +29,7 @@ impl TrainProgress {
     pub(crate) fn new(total: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         bar.set_style(style("{bar:30} {pos}/{len} {elapsed} ETA {eta} · {msg}"));
-        Self { bar, last_line: Instant::now(), smoothed: None }
+        Self { bar, last_line: Instant::now(), smoothed: None, begun: Instant::now(), steps: 0 }
     }
 
     fn say(&self, line: &str) {
@@ -39,15 +44,27 @@ impl TrainProgress {
 impl Observer for TrainProgress {
     fn step(&mut self, report: &StepReport) {
         let loss = report.loss.mean();
+        self.steps += 1;
         // The mean of the last twenty or so: single batches are noisy.
         let smoothed = self.smoothed.map_or(loss, |old| 0.95 * old + 0.05 * loss);
         self.smoothed = Some(smoothed);
         let message = format!(
-            "loss {smoothed:.4} · {:.0} tokens/s · lr {:.1e} · epoch {:.2}",
-            report.tokens_per_second, report.learning_rate, report.epoch
+            "loss {smoothed:.4} · {:.0} tokens/s ({:.0} labelled) · lr {:.1e} · epoch {:.2}{}",
+            report.tokens_per_second,
+            report.labels_per_second,
+            report.learning_rate,
+            report.epoch,
+            report.memory.map_or(String::new(), |memory| format!(" · {}", memory::written(memory.current as f64))),
         );
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
-            eprintln!("step {}/{} · {message}", report.step, report.total_steps);
+            let left = report.total_steps.saturating_sub(report.step) as u32;
+            let per_step = self.begun.elapsed() / self.steps.max(1);
+            eprintln!(
+                "step {}/{} · {message} · ETA {}",
+                report.step,
+                report.total_steps,
+                HumanDuration(per_step.saturating_mul(left))
+            );
             self.last_line = Instant::now();
         }
         self.bar.set_length(report.total_steps);
@@ -66,6 +83,30 @@ impl Observer for TrainProgress {
             report.loss.mean(),
             bins(&report.loss)
         ));
+    }
+
+    fn generation(&mut self, report: &GenerationReport) {
+        let mark = if report.best { " (best)" } else { "" };
+        let scores: Vec<String> = report
+            .scores
+            .iter()
+            .map(|score| {
+                let error = score.standard_error.map_or(String::new(), |error| format!(" ± {:.1}", 100.0 * error));
+                format!("{:.1}{error} % at {}", 100.0 * score.accuracy, score.steps)
+            })
+            .collect();
+        let problems = report.scores.first().map_or(0, |score| score.problems);
+        self.say(&format!(
+            "step {} · {} of {problems} problems: {}{mark} · {:.0} s",
+            report.step,
+            report.task,
+            scores.join(", "),
+            report.seconds
+        ));
+    }
+
+    fn memory(&mut self) -> Option<Memory> {
+        memory::process()
     }
 
     fn checkpoint(&mut self, _step: u64, folder: &Path) {

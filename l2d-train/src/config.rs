@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Columns;
 use crate::error::{Result, TrainError};
 use crate::objective::{DrawSettings, Recompute};
-use crate::optimiser::{AdamWConfig, Decay, Schedule, Warmup};
+use crate::optimiser::{AdamWConfig, Decay, GroupConfig, Groups, Schedule, Warmup};
 
 /// What is trained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,43 @@ pub enum ObjectiveKind {
     Full,
     /// Low-rank corrections of the LM's linear layers, by next-token cross-entropy.
     Lora,
+}
+
+/// What makes a checkpoint the best, whose weights the run leaves behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BestBy {
+    /// The lowest validation loss.
+    #[default]
+    Validation,
+    /// The highest accuracy of generated answers, at the largest of `generate.steps`.
+    Generation,
+}
+
+/// Validation by generating: problems that the model answers during the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// A task of `l2d eval`; absent = no problems are answered.
+    pub task: Option<String>,
+    /// The folder with its data.
+    pub data: Option<String>,
+    /// Updates between two rounds; 0 = only at the end.
+    pub every: u64,
+    /// The first so many problems.
+    pub problems: usize,
+    /// Evaluations per token, each a score of its own. 1 and 15 when absent; objectives `full` and `lora` have 1 alone.
+    pub steps: Option<Vec<usize>>,
+    /// Tokens of an answer, at most; the task's own limit when absent.
+    pub max_tokens: Option<usize>,
+    /// Answers that are decoded together.
+    pub batch_size: usize,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self { task: None, data: None, every: 0, problems: 100, steps: None, max_tokens: None, batch_size: 16 }
+    }
 }
 
 /// A run's settings. Every key may be left out; unknown keys are refused.
@@ -53,8 +90,18 @@ pub struct TrainConfig {
     pub decay: Decay,
     /// Largest norm of all gradients together; larger ones are scaled down. 0 = no clipping.
     pub clip_norm: f64,
+    /// A mean loss above this, in nats per token, ends the run as one that is no number does; 0 = no limit.
+    pub max_loss: f64,
     /// AdamW.
     pub adamw: AdamWConfig,
+    /// Globs over parameter names: what is trained; everything that the objective can train when empty.
+    pub trainable: Vec<String>,
+    /// Globs over parameter names: what is not, of that.
+    pub freeze: Vec<String>,
+    /// Learning rate and weight decay by parameter name; the first that matches decides.
+    pub groups: Vec<GroupConfig>,
+    /// Decay of the running mean of the trained weights, which is then validated and left behind; 0 = no mean.
+    pub ema_decay: f64,
     /// The diffusion path (objective `l2d`).
     pub diffusion: RawDiffusionConfig,
     /// Training times (objective `l2d`).
@@ -81,6 +128,14 @@ pub struct TrainConfig {
     pub validation_examples: usize,
     /// Updates between validations; 0 = only at the end.
     pub validate_every: u64,
+    /// Validations without an improvement after which the run ends; 0 = never.
+    pub early_stop_patience: u64,
+    /// A validation loss must be lower by this, in nats, to count as an improvement.
+    pub early_stop_min_delta: f64,
+    /// Validation by generating.
+    pub generate: GenerateConfig,
+    /// What makes a checkpoint the best.
+    pub best: BestBy,
     /// Updates between lines of metrics.
     pub log_every: u64,
     /// Updates between checkpoints; 0 = only at the end.
@@ -105,7 +160,12 @@ impl Default for TrainConfig {
             warmup: Warmup::Linear,
             decay: Decay::Linear,
             clip_norm: 1.0,
+            max_loss: 50.0,
             adamw: AdamWConfig::default(),
+            trainable: Vec::new(),
+            freeze: Vec::new(),
+            groups: Vec::new(),
+            ema_decay: 0.0,
             diffusion: RawDiffusionConfig::default(),
             timesteps: TimestepSampling::default(),
             class_dropout: 0.2,
@@ -119,6 +179,10 @@ impl Default for TrainConfig {
             validation_fraction: 0.02,
             validation_examples: 256,
             validate_every: 200,
+            early_stop_patience: 0,
+            early_stop_min_delta: 0.0,
+            generate: GenerateConfig::default(),
+            best: BestBy::Validation,
             log_every: 1,
             checkpoint_every: 200,
             keep_last: 2,
@@ -166,6 +230,16 @@ impl TrainConfig {
         if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
             return fail("clip_norm", format!("{} is negative or not a number", self.clip_norm));
         }
+        for (key, value) in [("max_loss", self.max_loss), ("early_stop_min_delta", self.early_stop_min_delta)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return fail(key, format!("{value} is negative or not a number"));
+            }
+        }
+        if !fraction(self.ema_decay) {
+            return fail("ema_decay", format!("{} is outside [0, 1)", self.ema_decay));
+        }
+        self.parameter_groups()?;
+        self.check_generation()?;
         if !fraction(self.timesteps.minimum_noise) {
             return fail("timesteps.minimum_noise", format!("{} is outside [0, 1)", self.timesteps.minimum_noise));
         }
@@ -192,6 +266,44 @@ impl TrainConfig {
             return fail("lora_rank, head_chunk, log_every, keep_last", "each must be at least 1".into());
         }
         Ok(())
+    }
+
+    fn check_generation(&self) -> Result<()> {
+        let fail = |key: &'static str, reason: &str| Err(TrainError::Config { key, reason: reason.into() });
+        let GenerateConfig { task, data, problems, steps, max_tokens, batch_size, .. } = &self.generate;
+        if task.is_none() {
+            return match self.best {
+                BestBy::Validation => Ok(()),
+                BestBy::Generation => fail("best", "`generation` needs problems to answer: name a `generate.task`"),
+            };
+        }
+        if data.is_none() {
+            return fail("generate.data", "which folder holds the task's problems?");
+        }
+        if *problems == 0 || *batch_size == 0 || *max_tokens == Some(0) {
+            return fail("generate.problems, generate.batch_size, generate.max_tokens", "each must be at least 1");
+        }
+        if steps.as_ref().is_some_and(|steps| steps.is_empty() || steps.contains(&0)) {
+            return fail("generate.steps", "must name numbers of evaluations, each at least 1");
+        }
+        if self.objective != ObjectiveKind::L2d && self.generate_steps() != [1] {
+            return fail("generate.steps", "objectives `full` and `lora` answer with 1 evaluation per token alone");
+        }
+        Ok(())
+    }
+
+    /// Evaluations per token of the answers that are generated during the run.
+    pub fn generate_steps(&self) -> Vec<usize> {
+        let usual = if self.objective == ObjectiveKind::L2d { vec![1, 15] } else { vec![1] };
+        self.generate.steps.clone().unwrap_or(usual)
+    }
+
+    /// The rules by parameter name.
+    ///
+    /// # Errors
+    /// A pattern that is no glob, or a number out of range.
+    pub fn parameter_groups(&self) -> Result<Groups> {
+        Groups::new(&self.trainable, &self.freeze, &self.groups)
     }
 
     /// How the L2D objective draws.

@@ -37,17 +37,38 @@ pub enum TrainError {
         /// Why it cannot be used.
         reason: String,
     },
-    /// The loss or the gradient is no longer a number.
-    #[error("step {step}: the {what} is {value}; stopped, the last good checkpoint is {checkpoint}")]
-    NotFinite {
+    /// The loss or the gradient is no longer a number, or the loss is beyond `max_loss`.
+    #[error(
+        "step {step}: the {what} is {value}; stopped, the last good checkpoint is {checkpoint}. Start anew in another folder \
+         with a lower learning_rate, a longer warmup_steps or a smaller clip_norm"
+    )]
+    Diverged {
         /// The update at which it happened, from 1.
         step: u64,
         /// `loss`, `gradient norm` or `validation loss`.
         what: &'static str,
-        /// Its value.
-        value: f64,
-        /// The newest whose weights gave a finite loss, or that there is none.
+        /// Its value, and the limit where that is `max_loss`.
+        value: String,
+        /// The newest whose weights gave a good loss, or that there is none.
         checkpoint: String,
+    },
+    /// All checkpoints of a run are damaged.
+    #[error(
+        "{path}: cannot resume: no checkpoint is whole ({damage}); restore one from a copy, or start anew in another folder"
+    )]
+    NoGoodCheckpoint {
+        /// The run's folder.
+        path: PathBuf,
+        /// What is wrong with each.
+        damage: String,
+    },
+    /// Whoever answers problems during the run has failed.
+    #[error("step {step}: validation by generating failed: {source}")]
+    Generation {
+        /// Updates made before.
+        step: u64,
+        /// Its reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A run cannot be resumed.
     #[error("{path}: cannot resume: {reason}")]

@@ -1,6 +1,7 @@
 //! The L2D learner: data, objectives, optimiser and the loop that joins them. Generic over burn's `AutodiffBackend`; reads
 //! no arguments, prints nothing, picks no device.
 
+mod checksums;
 pub mod config;
 pub mod data;
 pub mod error;
@@ -11,8 +12,11 @@ pub mod run;
 pub mod run_dir;
 pub mod task;
 
-pub use config::{ObjectiveKind, TrainConfig};
+pub use config::{BestBy, GenerateConfig, ObjectiveKind, TrainConfig};
 pub use error::{Result, TrainError};
-pub use run::{Observer, Outcome, Silent, StepReport, Storage, Trained, ValidationReport, train};
+pub use run::{
+    Evaluator, GenerationReport, GenerationScore, Memory, NoEvaluator, Observer, Outcome, Silent, StepReport,
+    StepSeconds, Storage, Trained, ValidationReport, train, train_and_generate,
+};
 pub use run_dir::RunDir;
 pub use task::{L2dEngine, L2dTask, LmEngine, LmTask, Task};

@@ -1,8 +1,8 @@
 //! The folder of a run.
 //!
 //! `config.toml` (the settings that were used), `metrics.jsonl`, `events.out.tfevents.*`, and
-//! `checkpoints/step-NNNNNNNN/{adapter.safetensors, optimizer.safetensors, state.json}`. A checkpoint appears under its name
-//! when it is whole.
+//! `checkpoints/step-NNNNNNNN/{adapter.safetensors, optimizer.safetensors, state.json, SHA256SUMS}`. A checkpoint appears under
+//! its name when it is whole.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -12,7 +12,9 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{StoredDtype, read_tensors, write_atomically, write_tensors};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::checksums;
 use crate::error::{Result, TrainError};
 use crate::optimiser::{AdamW, AdamWConfig};
 
@@ -24,9 +26,11 @@ const INCOMPLETE: &str = ".incomplete-";
 const ASIDE: &str = "aside";
 /// Ends the names of checkpoints whose weights give no number.
 const FAILED: &str = "failed";
+/// Ends the names of checkpoints whose files are not what was written.
+const DAMAGED: &str = "damaged";
 
 /// Where a run stands; with weights and moments, all that is needed to go on exactly.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
     /// Updates made.
@@ -37,13 +41,22 @@ pub struct RunState {
     pub examples_seen: u64,
     /// Lowest validation loss so far.
     pub best_validation: Option<f64>,
-    /// The update it was measured after.
+    /// Highest accuracy of generated answers so far.
+    pub best_generation: Option<f64>,
+    /// The update after which the weights were the best, by whichever of the two decides.
     pub best_step: Option<u64>,
     /// Whether the validation after this update was called off and is still to be made.
-    #[serde(default)]
     pub validation_pending: bool,
-    /// Fingerprint of settings and data that the rest of the run depends on.
-    pub fingerprint: u64,
+    /// The same of the validation by generating.
+    pub generation_pending: bool,
+    /// Validations since the last improvement, and the loss it brought.
+    pub stale_validations: u64,
+    /// Validation loss of the last improvement.
+    pub improved_to: Option<f64>,
+    /// The settings, as JSON.
+    pub settings: Value,
+    /// What recognises the training examples, in hexadecimal.
+    pub data: String,
 }
 
 /// Locked for as long as a run writes to its folder; the file stays, empty.
@@ -103,8 +116,17 @@ impl RunDir {
 
     /// Renames a checkpoint whose weights failed, so that a resumed run does not begin with them. Returns its new path.
     pub fn reject(&self, step: u64) -> Result<PathBuf> {
+        self.rename(step, FAILED)
+    }
+
+    /// Renames a checkpoint whose files are damaged. Returns its new path.
+    pub fn set_damaged_aside(&self, step: u64) -> Result<PathBuf> {
+        self.rename(step, DAMAGED)
+    }
+
+    fn rename(&self, step: u64, extension: &str) -> Result<PathBuf> {
         let folder = self.checkpoint(step);
-        let rejected = folder.with_extension(FAILED);
+        let rejected = folder.with_extension(extension);
         let io = |e| TrainError::io(&folder, e);
         if rejected.exists() {
             fs::remove_dir_all(&rejected).map_err(io)?;
@@ -135,6 +157,7 @@ impl RunDir {
         write_tensors(&temporary.path().join(OPTIMIZER), &optimiser.export(), &metadata, StoredDtype::F32)?;
         let json = serde_json::to_vec_pretty(state).map_err(|e| TrainError::io(&target, e.into()))?;
         write_atomically(&temporary.path().join(STATE), |out| out.write_all(&json))?;
+        checksums::write(temporary.path())?;
         let io = |e| TrainError::io(&target, e);
         // An older one of the same step steps aside first, so that at no moment neither exists.
         let older = if target.exists() { Some(self.set_aside(&target)?) } else { None };
@@ -148,6 +171,14 @@ impl RunDir {
         let _ = temporary.keep();
         sync_folder(&parent)?;
         Ok(target)
+    }
+
+    /// What is wrong with a checkpoint's files, if anything: each must be what was written, by its checksum.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn damage(&self, step: u64) -> Result<Option<String>> {
+        checksums::damage(&self.checkpoint(step))
     }
 
     /// Reads the state and the optimiser of a checkpoint.

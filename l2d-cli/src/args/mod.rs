@@ -6,6 +6,8 @@ mod eval;
 mod generate;
 mod inspect;
 mod model;
+mod plan;
+mod plot;
 mod quickstart;
 mod train;
 
@@ -17,6 +19,8 @@ pub(crate) use self::eval::EvalArgs;
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};
 pub(crate) use self::inspect::InspectArgs;
 pub(crate) use self::model::{CacheKind, ModelArgs, WeightsKind};
+pub(crate) use self::plan::PlanArgs;
+pub(crate) use self::plot::{CurveKind, PlotCommand, PlotLossesArgs};
 pub(crate) use self::quickstart::QuickstartArgs;
 pub(crate) use self::train::{ObjectiveArg, TrainArgs};
 use crate::backend::BackendKind;
@@ -44,6 +48,11 @@ pub(crate) enum Command {
     Quickstart(QuickstartArgs),
     /// Finetune a diffusion path (or, with --objective, the model itself).
     Train(TrainArgs),
+    /// Say what a run would take: parameters, memory, time; exits with 1 where it does not fit.
+    Plan(PlanArgs),
+    /// Draw what runs have written.
+    #[command(subcommand)]
+    Plot(PlotCommand),
     /// Continue one prompt; the answer alone goes to stdout.
     Generate(GenerateArgs),
     /// Talk to a model.

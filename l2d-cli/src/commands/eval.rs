@@ -23,7 +23,7 @@ use crate::output::say;
 use crate::progress::EvalProgress;
 
 /// The paper drops rows whose prompt and reference answer are longer together.
-const MAX_ROW_TOKENS: usize = 2048;
+pub(crate) const MAX_ROW_TOKENS: usize = 2048;
 
 /// Runs the command. Finished samples are in a journal, so the same command goes on where it was stopped. A batch is decoded
 /// in at most as many threads as the backend decodes with.
@@ -121,7 +121,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
 }
 
 /// Tokens of a prompt and its reference answer.
-fn length(text: &Text, turns: &[Turn], solution: &str) -> Result<RowLength, BoxError> {
+pub(crate) fn length(text: &Text, turns: &[Turn], solution: &str) -> Result<RowLength, BoxError> {
     Ok(RowLength {
         prompt: text.prompt(&messages(turns))?.len(),
         solution: text.tokenizer.encode(solution, false)?.len(),

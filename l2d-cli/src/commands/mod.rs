@@ -6,5 +6,6 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod losses;
+pub(crate) mod plan;
 pub(crate) mod quickstart;
 pub(crate) mod train;

@@ -176,7 +176,7 @@ impl<B: Backend> Session<'_, B> {
         let trained =
             train(task, model, &examples, validation, &config, None, &self.device, self.cancel, &mut progress)?;
         match trained.outcome {
-            Outcome::Finished => Ok(trained.model),
+            Outcome::Finished | Outcome::StoppedEarly => Ok(trained.model),
             Outcome::Interrupted => Err(CliError::Interrupted),
         }
     }

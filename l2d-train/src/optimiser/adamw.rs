@@ -13,6 +13,7 @@ use l2d_core::parameters::ParameterPath;
 use serde::{Deserialize, Serialize};
 
 use super::gradients::NamedGradients;
+use super::groups::Groups;
 
 /// Hyper-parameters. The defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,7 @@ struct Moments<B: Backend> {
 #[derive(Debug, Clone)]
 pub struct AdamW<B: Backend> {
     config: AdamWConfig,
+    groups: Groups,
     updates: u64,
     moments: BTreeMap<String, Moments<B>>,
 }
@@ -54,7 +56,12 @@ pub struct AdamW<B: Backend> {
 impl<B: Backend> AdamW<B> {
     /// A fresh optimiser.
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, updates: 0, moments: BTreeMap::new() }
+        Self { config, groups: Groups::default(), updates: 0, moments: BTreeMap::new() }
+    }
+
+    /// The same under rules by parameter name.
+    pub fn with_groups(self, groups: Groups) -> Self {
+        Self { groups, ..self }
     }
 
     /// Updates made so far.
@@ -62,7 +69,7 @@ impl<B: Backend> AdamW<B> {
         self.updates
     }
 
-    /// One update of every parameter that has a gradient.
+    /// One update of every parameter that has a gradient and is not frozen by its group.
     pub fn step<AB, M>(&mut self, module: M, gradients: &NamedGradients<B>, learning_rate: f64) -> M
     where
         AB: AutodiffBackend<InnerBackend = B>,
@@ -91,7 +98,9 @@ impl<B: Backend> AdamW<B> {
         let (correction1, correction2) = (1.0 - beta1.powf(n), 1.0 - beta2.powf(n));
         let root = second.clone().sqrt() / correction2.sqrt() + eps;
         let is_bias = name == "bias" || name.ends_with(".bias");
-        let decay = if is_bias && !decay_biases { 0.0 } else { weight_decay };
+        let usual = if is_bias && !decay_biases { 0.0 } else { weight_decay };
+        let rule = self.groups.rule(name);
+        let (decay, learning_rate) = (rule.weight_decay.unwrap_or(usual), learning_rate * rule.lr_scale);
         let new = weights * (1.0 - learning_rate * decay) - (first.clone() / root) * (learning_rate / correction1);
         self.moments.insert(name.to_string(), Moments { first, second });
         new
@@ -162,7 +171,7 @@ impl<B: Backend> AdamW<B> {
             .into_iter()
             .zip(seconds.into_values())
             .map(|((name, first), second)| (name, Moments { first, second }));
-        Some(Self { config, updates, moments: moments.collect() })
+        Some(Self { config, groups: Groups::default(), updates, moments: moments.collect() })
     }
 }
 
@@ -185,7 +194,7 @@ impl<AB: AutodiffBackend> ModuleMapper<AB> for Update<'_, AB::InnerBackend> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<AB, D>>) -> Param<Tensor<AB, D>> {
         let (id, tensor, mapper) = param.consume();
         let name = self.path.name();
-        let Some(gradient) = self.gradients.get(&name) else {
+        let Some(gradient) = self.gradients.get(&name).filter(|_| self.optimiser.groups.trains(&name)) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
         let shape = tensor.dims();
@@ -264,6 +273,29 @@ mod tests {
         {
             assert!((found[2] - weights[0]).abs() < 2e-6, "{found:?} against {weights:?}");
         }
+    }
+
+    #[test]
+    fn groups_scale_the_rate_and_set_the_decay() {
+        use crate::optimiser::GroupConfig;
+        let group =
+            |pattern: &str, lr_scale, weight_decay| GroupConfig { pattern: pattern.into(), lr_scale, weight_decay };
+        let one_update = |groups: &[GroupConfig], learning_rate: f64| {
+            let groups = Groups::new(&[], &[], groups).expect("globs");
+            let mut optimiser = AdamW::<B>::new(AdamWConfig::default()).with_groups(groups);
+            let toy = optimiser.step::<AB, _>(toy(), &gradients(&toy(), SLOPES[0]), learning_rate);
+            let moments = optimiser.export().len();
+            (host_values(toy.weight.val()), host_values(toy.bias.val()), moments)
+        };
+        let plain = one_update(&[], 0.05);
+        let halved = one_update(&[group("weight", 0.5, None)], 0.1);
+        assert_eq!(halved.0, plain.0, "half the rate of 0.1 is 0.05, decay included");
+        assert_eq!(halved.1, one_update(&[], 0.1).1, "another parameter keeps its rate");
+        let frozen = one_update(&[group("weight", 0.0, None)], 0.1);
+        assert_eq!((frozen.0, frozen.2), (host_values(toy().weight.val()), 2), "no update, no moments");
+        // 0.1 of weight decay at a rate of 0.1: a hundredth of the bias, 1, less than without.
+        let decayed = one_update(&[group("bias", 1.0, Some(0.1))], 0.1);
+        assert!((one_update(&[], 0.1).1[0] - decayed.1[0] - 0.01).abs() < 1e-6);
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl<B: Backend> NamedGradients<B> {
         }
     }
 
+    /// Forgets the gradients of parameters for which `keep` does not hold.
+    pub fn retain(&mut self, keep: &dyn Fn(&str) -> bool) {
+        self.flat.retain(|name, _| keep(name));
+    }
+
     /// Multiplies all gradients, e.g. by one over the number of labelled tokens.
     pub fn scale(&mut self, factor: f64) {
         for gradient in self.flat.values_mut() {

@@ -9,7 +9,7 @@ use crate::error::CliError;
 use crate::model::Text;
 
 /// Reads, renders, and holds back validation examples.
-pub(super) fn data(
+pub(crate) fn data(
     args: &TrainArgs,
     config: &TrainConfig,
     text: &Text,

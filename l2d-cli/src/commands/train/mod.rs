@@ -1,6 +1,9 @@
 //! `l2d train`: finetune a diffusion path, or the LM itself.
 
-mod data;
+pub(crate) mod data;
+mod generate;
+pub(crate) mod learner;
+pub(crate) mod precision;
 pub(crate) mod settings;
 
 use std::collections::BTreeMap;
@@ -8,27 +11,27 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::backend::Autodiff;
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module};
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
+use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, StoredDtype, save_adapter, write_atomically};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
-use l2d_core::parameters::trainable;
 use l2d_train::data::{Example, ExampleSource};
-use l2d_train::objective::{LmObjective, add_lora};
-use l2d_train::{
-    L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train,
-};
+use l2d_train::optimiser::trainable_sizes;
+use l2d_train::{ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train_and_generate};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use self::generate::{Answers, Problems};
+use self::learner::Learner;
 use crate::args::TrainArgs;
 use crate::backend::BackendKind;
 use crate::commands::losses;
 use crate::error::CliError;
 use crate::export::export_model;
-use crate::model::{Text, load_base, on_interrupt};
+use crate::model::{Model, Text, load_base, on_interrupt};
 use crate::progress::TrainProgress;
 
 /// Runs the command.
@@ -55,50 +58,55 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
         load_base::<B>(&args.model, &device, frozen)?
     };
     let (examples, validation) = data::data(args, &config, &text, lm.config.max_positions)?;
+    let problems = Problems::read(&config)?;
     let storage = Storage { dir, resume: args.resume, notes: notes(args) };
     // A folder in use keeps the settings it was started with; `train` refuses others.
     if storage.dir.checkpoints()?.is_empty() {
         let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
         write_atomically(&args.out.join("config.toml"), |out| out.write_all(resolved.as_bytes()))?;
     }
+    let rows = precision::table(&lm, &config, backend, if args.f16 { "f16" } else { "f32" });
+    eprint!("number formats:\n{}", precision::written(&rows));
 
-    match config.objective {
-        ObjectiveKind::L2d => {
-            let diffusion = config.diffusion.clone().check(&args.out.join("config.toml"))?;
-            let counts = diffusion.parameter_counts(&lm.config);
-            eprintln!("trainable parameters: {} (base: {}, frozen)", counts.total(), lm.config.num_parameters());
-            let path = DiffusionPath::init(&lm, &diffusion, &mut rng);
-            let engine = L2dEngine::new(lm, config.head_chunk, config.matmul_precision, config.recompute);
-            let task = L2dTask::<Autodiff<B>>::new(engine, config.draws());
-            let path = trainable(AutodiffModule::from_inner(path));
-            let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;
+    let base = lm.config.num_parameters();
+    let session = Session { args, config: &config, text: &text, storage, problems, backend, device, cancel: &cancel };
+    match Learner::new(lm, &config, &args.out.join("config.toml"), backend, &mut rng)? {
+        Learner::L2d(task, path) => {
+            say_parameters::<B, _>(&*path, &config, base)?;
+            let decodable = |path: &DiffusionPath<Autodiff<B>>| {
+                Model::Joined(Box::new(L2d { lm: task.lm().clone(), path: path.valid() }))
+            };
+            let trained = session.go(&*task, *path, &examples, &validation, &decodable)?;
             let file = args.out.join("adapter.safetensors");
-            let best = best_or_last(&task, &trained)?;
+            let best = best_or_last(&*task, &trained)?;
             save_adapter(&file, &best.valid(), task.base(), &notes(args), stored(args))?;
             finish(&trained, &args.out, &file)
         }
-        ObjectiveKind::Full | ObjectiveKind::Lora => {
-            let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
-            let lm = if config.objective == ObjectiveKind::Full {
-                // One table that receives both gradients, if the model is tied.
-                let lm = if lm.config.tie_word_embeddings { Lm { head: None, ..lm } } else { lm };
-                trainable(lm)
-            } else {
-                add_lora(lm, config.lora_rank, config.lora_alpha, &mut rng)
-            };
-            let engine = if backend.is_cpu() {
-                LmEngine::host(&lm, config.head_chunk, config.matmul_precision, config.recompute)
-            } else {
-                LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk })
-            };
-            let task = LmTask::new(engine);
-            let trained = go::<B, _>(&task, lm, &examples, &validation, &config, &storage, &device, &cancel)?;
+        Learner::Lm(task, lm) => {
+            say_parameters::<B, _>(&*lm, &config, base)?;
+            let decodable = |lm: &Lm<Autodiff<B>>| Model::Plain(Box::new(lm.valid()));
+            let trained = session.go(&*task, *lm, &examples, &validation, &decodable)?;
             let folder = args.out.join("model");
-            let best = best_or_last::<B, _>(&task, &trained)?;
+            let best = best_or_last::<B, _>(&*task, &trained)?;
             export_model(&folder, &best.valid(), &text, stored(args))?;
             finish(&trained, &args.out, &folder)
         }
     }
+}
+
+/// How much is trained, and how much stays as it is.
+fn say_parameters<B: Backend, M: Module<Autodiff<B>>>(
+    model: &M,
+    config: &TrainConfig,
+    base: usize,
+) -> Result<(), CliError> {
+    let groups = config.parameter_groups()?;
+    let sizes = trainable_sizes::<Autodiff<B>, _>(model);
+    let all: usize = sizes.values().sum();
+    let trained: usize = sizes.iter().filter(|(name, _)| groups.trains(name)).map(|(_, size)| size).sum();
+    let frozen = if config.objective == ObjectiveKind::Full { all } else { base + all } - trained;
+    eprintln!("trainable parameters: {trained} (frozen: {frozen})");
+    Ok(())
 }
 
 /// The number format of what the run leaves behind; its checkpoints are always exact.
@@ -106,28 +114,53 @@ fn stored(args: &TrainArgs) -> StoredDtype {
     if args.f16 { StoredDtype::F16 } else { StoredDtype::F32 }
 }
 
-fn go<B: Backend, T: Task<Autodiff<B>>>(
-    task: &T,
-    model: T::Model,
-    examples: &dyn ExampleSource,
-    validation: &[Example],
-    config: &TrainConfig,
-    storage: &Storage,
-    device: &Device<B>,
-    cancel: &AtomicBool,
-) -> Result<Trained<T::Model>, CliError> {
-    let mut progress = TrainProgress::new(config.total_steps(examples.len()));
-    let trained = train(task, model, examples, validation, config, Some(storage), device, cancel, &mut progress)?;
-    if trained.steps == 0 {
-        eprintln!("stopped before the first update: nothing was trained, nothing is written");
-        return Err(CliError::Interrupted);
-    }
-    Ok(trained)
+/// What a run needs beside its task, model and examples.
+struct Session<'a, B: Backend> {
+    args: &'a TrainArgs,
+    config: &'a TrainConfig,
+    text: &'a Text,
+    storage: Storage,
+    problems: Option<Problems>,
+    backend: BackendKind,
+    device: Device<B>,
+    cancel: &'a AtomicBool,
 }
 
-/// The weights with the lowest validation loss, or the last ones where nothing was validated.
+impl<B: Backend> Session<'_, B> {
+    fn go<T: Task<Autodiff<B>>>(
+        &self,
+        task: &T,
+        model: T::Model,
+        examples: &dyn ExampleSource,
+        validation: &[Example],
+        decodable: &dyn Fn(&T::Model) -> Model<B>,
+    ) -> Result<Trained<T::Model>, CliError> {
+        let mut progress = TrainProgress::new(self.config.total_steps(examples.len()));
+        let Self { text, backend, cancel, problems, .. } = self;
+        let mut answers = Answers { problems: problems.as_ref(), text, backend: *backend, cancel, decodable };
+        let trained = train_and_generate(
+            task,
+            model,
+            examples,
+            validation,
+            self.config,
+            Some(&self.storage),
+            &self.device,
+            cancel,
+            &mut progress,
+            &mut answers,
+        )?;
+        if trained.steps == 0 {
+            eprintln!("stopped before the first update: nothing was trained, nothing is written");
+            return Err(CliError::Interrupted);
+        }
+        Ok(trained)
+    }
+}
+
+/// The best weights, or the last ones where nothing was validated.
 fn best_or_last<B: Backend, T: Task<Autodiff<B>>>(task: &T, trained: &Trained<T::Model>) -> Result<T::Model, CliError> {
-    Ok(match &trained.best_checkpoint {
+    Ok(match &trained.best_weights {
         Some(folder) => task.load(trained.model.clone(), folder)?,
         None => trained.model.clone(),
     })
@@ -137,10 +170,17 @@ fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), Cli
     if let Some(loss) = trained.best_validation {
         eprintln!("lowest validation loss: {loss:.4}");
     }
+    if let Some(accuracy) = trained.best_generation {
+        eprintln!("highest accuracy of generated answers: {:.1} %", 100.0 * accuracy);
+    }
     losses::plot(run)?;
     eprintln!("wrote {}", written.display());
     match trained.outcome {
         Outcome::Finished => Ok(()),
+        Outcome::StoppedEarly => {
+            eprintln!("ended early after {} updates: the validation loss improved no more", trained.steps);
+            Ok(())
+        }
         Outcome::Interrupted => {
             eprintln!("stopped after {} updates; go on with the same command and --resume", trained.steps);
             Err(CliError::Interrupted)

@@ -8,7 +8,7 @@ use crate::args::{ObjectiveArg, TrainArgs};
 use crate::error::CliError;
 
 /// The settings: defaults, then the TOML file, then --set, then flags.
-pub(super) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
+pub(crate) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
     let mut config = from_file(args.config.as_deref(), &args.set)?;
     if let Some(objective) = args.objective {
         config.objective = match objective {
@@ -113,6 +113,13 @@ mod tests {
         // Settings that are absent by default have no key in the table: give them one.
         let mut config = TrainConfig { steps: Some(1), micro_batch_size: Some(1), ..TrainConfig::default() };
         config.columns.class = Some("class".into());
+        config.generate = l2d_train::GenerateConfig {
+            task: Some("gsm8k".into()),
+            data: Some("x".into()),
+            steps: Some(vec![1]),
+            max_tokens: Some(1),
+            ..config.generate
+        };
         config.diffusion.translation_hidden = Some(1);
         let mut found = Vec::new();
         keys("", &toml::Table::try_from(&config).expect("a table"), &mut found);

@@ -1,0 +1,288 @@
+//! The loop: updates, and between them whatever is due.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Device;
+use burn::tensor::backend::AutodiffBackend;
+
+use super::identity::differences;
+use super::logs::Logs;
+use super::{Evaluator, Observer, Outcome, Storage, Trained};
+use crate::config::TrainConfig;
+use crate::data::{Example, ExampleSource, Order};
+use crate::error::{Result, TrainError};
+use crate::optimiser::{AdamW, Decay, Ema, Groups};
+use crate::run_dir::{RunDir, RunState};
+use crate::task::Task;
+
+/// The folder of averaged weights in a checkpoint.
+const AVERAGED: &str = "ema";
+
+pub(super) struct Loop<'a, AB: AutodiffBackend, T: Task<AB>> {
+    pub(super) task: &'a T,
+    pub(super) model: T::Model,
+    pub(super) groups: Groups,
+    pub(super) optimiser: AdamW<AB::InnerBackend>,
+    pub(super) ema: Option<Ema<AB::InnerBackend>>,
+    pub(super) state: RunState,
+    /// The state of the newest checkpoint.
+    pub(super) on_disk: Option<RunState>,
+    pub(super) config: &'a TrainConfig,
+    pub(super) examples: &'a dyn ExampleSource,
+    pub(super) validation: &'a [Example],
+    pub(super) storage: Option<&'a Storage>,
+    pub(super) order: Order,
+}
+
+/// Those who watch a run, and who answers problems for it.
+pub(super) struct Watchers<'a, M> {
+    pub(super) logs: Option<Logs>,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) evaluator: &'a mut dyn Evaluator<M>,
+}
+
+impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
+    /// Opens the logs and, when resuming, restores the newest checkpoint that is whole.
+    pub(super) fn open(&mut self, device: &Device<AB::InnerBackend>) -> Result<Option<Logs>> {
+        let Some(Storage { dir, resume, .. }) = self.storage else { return Ok(None) };
+        let refuse = |reason: &str| Err(TrainError::Resume { path: dir.root().into(), reason: reason.into() });
+        match (dir.checkpoints()?.is_empty(), resume) {
+            (false, false) => {
+                return refuse(
+                    "this folder holds checkpoints of an earlier run; go on with --resume, or choose another folder",
+                );
+            }
+            (true, true) => {
+                return refuse("there is no checkpoint in this folder to go on from; leave out --resume to start");
+            }
+            (false, true) => self.restore(dir, newest_whole(dir)?, device)?,
+            (true, false) => {}
+        }
+        dir.clear_incomplete()?;
+        Ok(Some(Logs::open(dir.root(), self.state.step)?))
+    }
+
+    fn restore(&mut self, dir: &RunDir, step: u64, device: &Device<AB::InnerBackend>) -> Result<()> {
+        let folder = dir.checkpoint(step);
+        let refuse = |reason: String| Err(TrainError::Resume { path: folder.clone(), reason });
+        let (mut state, optimiser) = dir.load::<AB::InnerBackend>(step, self.config.adamw, device)?;
+        let differences = differences(&state, &self.state)?;
+        if !differences.is_empty() {
+            return refuse(format!(
+                "this run differs from the one that was saved: {}. Resume with its settings (they are in config.toml) and \
+                 data, or start anew in another folder",
+                differences.join("; ")
+            ));
+        }
+        self.model = self.task.load(self.model.clone(), &folder)?;
+        if let Some(name) = optimiser.misfit::<AB, _>(&self.model) {
+            return refuse(format!("the optimiser's moments of `{name}` do not fit the model"));
+        }
+        if self.ema.is_some() {
+            let averaged = self.task.load(self.model.clone(), &folder.join(AVERAGED))?;
+            self.ema = Some(self.running_mean(&averaged));
+        }
+        self.optimiser = optimiser.with_groups(self.groups.clone());
+        // A free setting may have changed: what is saved from here on has the new ones.
+        state.settings = self.state.settings.clone();
+        self.on_disk = Some(state.clone());
+        if let Some(best) = state.best_step.filter(|&best| best != step) {
+            let missing = !dir.checkpoint(best).exists();
+            let damage = if missing { Some("it is missing".into()) } else { dir.damage(best)? };
+            if let Some(damage) = damage {
+                tracing::warn!(
+                    "the best checkpoint so far, {}, is lost ({damage}): the next validation counts as the best again",
+                    dir.checkpoint(best).display()
+                );
+                (state.best_step, state.best_validation, state.best_generation) = (None, None, None);
+                if !missing {
+                    dir.set_damaged_aside(best)?;
+                }
+            }
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    /// A running mean that begins at the given weights.
+    pub(super) fn running_mean(&self, model: &T::Model) -> Ema<AB::InnerBackend> {
+        Ema::new::<AB, _>(self.config.ema_decay, model, &|name| self.groups.trains(name))
+    }
+
+    /// The weights that are validated and left behind: the running mean, where one is kept.
+    pub(super) fn averaged(&self) -> T::Model {
+        match &self.ema {
+            Some(ema) => ema.applied::<AB, _>(self.model.clone()),
+            None => self.model.clone(),
+        }
+    }
+
+    pub(super) fn go(mut self, mut watch: Watchers<'_, T::Model>, cancel: &AtomicBool) -> Result<Trained<T::Model>> {
+        let schedule = self.config.schedule(self.state.total_steps);
+        if schedule.warmup_steps == schedule.total_steps && self.config.decay != Decay::Constant {
+            tracing::warn!(
+                "all {} updates are warm-up: the learning rate rises to the last; lower warmup_steps",
+                schedule.total_steps
+            );
+        }
+        let mut outcome = Outcome::Finished;
+        let mut saved = self.state.step;
+        if self.state.validation_pending && self.validate(&mut watch, cancel)? {
+            self.save(watch.observer)?;
+        }
+        if self.state.generation_pending && self.generate(&mut watch, cancel)? {
+            self.save(watch.observer)?;
+        }
+        while self.state.step < self.state.total_steps {
+            if cancel.load(Ordering::Relaxed) {
+                outcome = Outcome::Interrupted;
+                break;
+            }
+            if self.out_of_patience() {
+                outcome = Outcome::StoppedEarly;
+                break;
+            }
+            let mut report = self.update(schedule.rate(self.state.step))?;
+            report.memory = watch.observer.memory();
+            if saved + 1 == report.step {
+                // The weights that were saved have now given a finite loss; before that, older ones had to stay.
+                self.prune()?;
+            }
+            if let Some(logs) = &mut watch.logs
+                && report.step % self.config.log_every == 0
+            {
+                logs.step(&report)?;
+            }
+            watch.observer.step(&report);
+            let last = report.step == self.state.total_steps;
+            let mut judged =
+                (last || due(report.step, self.config.validate_every)) && self.validate(&mut watch, cancel)?;
+            let last = last || self.out_of_patience();
+            if last || due(report.step, self.config.generate.every) {
+                judged |= self.generate(&mut watch, cancel)?;
+            }
+            if last || due(report.step, self.config.checkpoint_every) {
+                self.save(watch.observer)?;
+                saved = report.step;
+            }
+            if judged {
+                self.prune()?;
+            }
+        }
+        if saved != self.state.step {
+            self.save(watch.observer)?;
+        }
+        if self.state.validation_pending || self.state.generation_pending {
+            outcome = Outcome::Interrupted;
+        }
+        Ok(self.left_behind(outcome))
+    }
+
+    fn left_behind(self, outcome: Outcome) -> Trained<T::Model> {
+        let folder = |step: u64| self.storage.map(|storage| storage.dir.checkpoint(step)).filter(|path| path.exists());
+        let best_checkpoint = self.state.best_step.and_then(folder);
+        let within = |path: &PathBuf| if self.ema.is_some() { path.join(AVERAGED) } else { path.clone() };
+        Trained {
+            outcome,
+            steps: self.state.step,
+            last_checkpoint: folder(self.state.step),
+            best_weights: best_checkpoint.as_ref().map(within),
+            best_checkpoint,
+            best_validation: self.state.best_validation,
+            best_generation: self.state.best_generation,
+            model: self.averaged(),
+        }
+    }
+
+    pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some(Storage { dir, notes, .. }) = self.storage else { return Ok(()) };
+        if self.on_disk.as_ref() == Some(&self.state) {
+            return Ok(());
+        }
+        let mut notes = notes.clone();
+        notes.insert("steps".into(), self.state.step.to_string());
+        let folder = dir.save(&self.state, &self.optimiser, |folder| {
+            self.task.save(&self.model, folder, &notes)?;
+            if self.ema.is_some() {
+                let folder = folder.join(AVERAGED);
+                std::fs::create_dir(&folder).map_err(|e| TrainError::io(&folder, e))?;
+                self.task.save(&self.averaged(), &folder, &notes)?;
+            }
+            Ok(())
+        })?;
+        self.on_disk = Some(self.state.clone());
+        observer.checkpoint(self.state.step, &folder);
+        Ok(())
+    }
+
+    /// Call only when the newest checkpoint's weights have given a finite loss.
+    fn prune(&self) -> Result<()> {
+        match self.storage {
+            Some(storage) => storage.dir.prune(self.config.keep_last, self.state.best_step),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops at a value that is no number, or beyond its limit (0 is none). The weights after `trusted` updates are the last
+    /// that gave a good loss; a later checkpoint, if there is one, holds the weights that failed.
+    pub(super) fn good(
+        &self,
+        step: u64,
+        what: &'static str,
+        value: f64,
+        limit: Option<f64>,
+        trusted: u64,
+    ) -> Result<()> {
+        let limit = limit.filter(|&limit| limit > 0.0 && value > limit);
+        let value = match limit {
+            Some(limit) if value.is_finite() => format!("{value:.1}, above max_loss {limit}"),
+            _ if value.is_finite() => return Ok(()),
+            _ => value.to_string(),
+        };
+        let (mut good, mut failed) = (None, None);
+        if let Some(Storage { dir, .. }) = self.storage {
+            for step in dir.checkpoints()? {
+                // A finite validation loss speaks for weights, too.
+                if step <= trusted || self.state.best_step == Some(step) {
+                    good = Some(dir.checkpoint(step));
+                } else {
+                    failed = Some(dir.reject(step)?);
+                }
+            }
+        }
+        let mut checkpoint = good.map_or("none".into(), |good| good.display().to_string());
+        if let Some(failed) = failed {
+            checkpoint.push_str(&format!(" ({} holds the weights that failed)", failed.display()));
+        }
+        Err(TrainError::Diverged { step, what, value, checkpoint })
+    }
+}
+
+/// The newest checkpoint that is whole. Damaged ones that are newer are renamed, so that their names are free again.
+fn newest_whole(dir: &RunDir) -> Result<u64> {
+    let mut damaged = Vec::new();
+    for step in dir.checkpoints()?.into_iter().rev() {
+        match dir.damage(step)? {
+            Some(damage) => damaged.push((step, damage)),
+            None => {
+                for (bad, damage) in damaged {
+                    let (from, aside) = (dir.checkpoint(bad), dir.set_damaged_aside(bad)?);
+                    tracing::warn!(
+                        "{} is damaged: {damage}; going on from the one before, {} (the damaged one is now {})",
+                        from.display(),
+                        dir.checkpoint(step).display(),
+                        aside.display()
+                    );
+                }
+                return Ok(step);
+            }
+        }
+    }
+    let damage: Vec<String> = damaged.iter().map(|(step, damage)| format!("step {step}: {damage}")).collect();
+    Err(TrainError::NoGoodCheckpoint { path: dir.root().into(), damage: damage.join("; ") })
+}
+
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}

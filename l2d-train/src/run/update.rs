@@ -1,0 +1,83 @@
+//! One update of the weights.
+
+use std::time::Instant;
+
+use burn::tensor::backend::AutodiffBackend;
+use rand_chacha::ChaCha8Rng;
+
+use super::driver::Loop;
+use super::{Purpose, StepReport, StepSeconds, generator};
+use crate::data::{Batch, Example, micro_batches};
+use crate::error::Result;
+use crate::objective::StepLoss;
+use crate::optimiser::{NamedGradients, clip_coefficient};
+use crate::task::Task;
+
+impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
+    /// One update: gradients of all micro-batches, summed, divided by the number of labelled tokens of all of them.
+    pub(super) fn update(&mut self, learning_rate: f64) -> Result<StepReport> {
+        let (step, mut seconds) = (self.state.step + 1, StepSeconds::default());
+        let mut lap = Lap(Instant::now());
+        let picked = self.order.take(self.state.examples_seen, self.config.batch_size);
+        let picked = picked.into_iter().map(|i| self.examples.get(i)).collect::<Result<Vec<_>>>()?;
+        let picked: Vec<&Example> = picked.iter().map(AsRef::as_ref).collect();
+        let no_class = self.task.no_class(&self.model);
+        let mut loss = StepLoss::default();
+        let mut gradients = NamedGradients::default();
+        let tokens: usize = picked.iter().map(|example| example.tokens.len()).sum();
+        for micro in micro_batches(&picked, self.config.micro_batch_size.unwrap_or(picked.len())) {
+            let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
+            let mut rngs: Vec<ChaCha8Rng> = micro
+                .iter()
+                .map(|&i| generator(self.config.seed, Purpose::Train, step * self.config.batch_size as u64 + i as u64))
+                .collect();
+            seconds.data += lap.seconds();
+            let (micro_loss, micro_gradients) = self.task.gradients(&self.model, &batch, &mut rngs);
+            loss.merge(&micro_loss);
+            gradients.add(micro_gradients);
+            seconds.gradients += lap.seconds();
+        }
+        self.good(step, "loss", loss.mean(), Some(self.config.max_loss), self.state.step.saturating_sub(1))?;
+        gradients.retain(&|name| self.groups.trains(name));
+        gradients.scale(1.0 / loss.tokens as f64);
+        let gradient_norm = gradients.norm();
+        // On a GPU the backward pass has come to an end when its norm is known.
+        seconds.gradients += lap.seconds();
+        self.good(step, "gradient norm", gradient_norm, None, self.state.step)?;
+        if self.config.clip_norm > 0.0 {
+            let coefficient = clip_coefficient(gradient_norm, self.config.clip_norm);
+            if coefficient < 1.0 {
+                gradients.scale(coefficient);
+            }
+        }
+        self.model = self.optimiser.step::<AB, _>(self.model.clone(), &gradients, learning_rate);
+        if let Some(ema) = &mut self.ema {
+            ema.update::<AB, _>(&self.model, step);
+        }
+        seconds.optimiser = lap.seconds();
+        self.state.step = step;
+        self.state.examples_seen += self.config.batch_size as u64;
+        Ok(StepReport {
+            step,
+            total_steps: self.state.total_steps,
+            tokens_per_second: tokens as f64 / seconds.total(),
+            labels_per_second: loss.tokens as f64 / seconds.total(),
+            loss,
+            gradient_norm,
+            learning_rate,
+            seconds,
+            memory: None,
+            epoch: self.state.examples_seen as f64 / self.examples.len() as f64,
+        })
+    }
+}
+
+/// Measures one part after another.
+struct Lap(Instant);
+
+impl Lap {
+    fn seconds(&mut self) -> f64 {
+        let begun = std::mem::replace(&mut self.0, Instant::now());
+        begun.elapsed().as_secs_f64()
+    }
+}
