@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
-use crate::data::{Batch, BatchOrder, Example, micro_batches};
+use crate::data::{Batch, Example, ExampleSource, Order, micro_batches};
 use crate::error::{Result, TrainError};
 use crate::log::{EventFile, MetricsLog};
 use crate::objective::{Recompute, StepLoss, TIMESTEP_BINS};
@@ -134,7 +134,7 @@ fn generator(seed: u64, purpose: Purpose, stream: u64) -> ChaCha8Rng {
 pub fn train<AB, T>(
     task: &T,
     model: T::Model,
-    examples: &[Example],
+    examples: &dyn ExampleSource,
     validation: &[Example],
     config: &TrainConfig,
     storage: Option<&Storage>,
@@ -170,7 +170,7 @@ where
         examples,
         validation,
         storage,
-        order: BatchOrder::new(seed_for(config.seed, Purpose::Order), examples.len()),
+        order: examples.order(seed_for(config.seed, Purpose::Order)),
     };
     let logs = run.open(device)?;
     run.go(logs, cancel, observer)
@@ -184,10 +184,10 @@ struct Loop<'a, AB: AutodiffBackend, T: Task<AB>> {
     /// The state of the newest checkpoint.
     on_disk: Option<RunState>,
     config: &'a TrainConfig,
-    examples: &'a [Example],
+    examples: &'a dyn ExampleSource,
     validation: &'a [Example],
     storage: Option<&'a Storage>,
-    order: BatchOrder,
+    order: Order,
 }
 
 struct Logs {
@@ -312,12 +312,9 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
     fn update(&mut self, learning_rate: f64) -> Result<StepReport> {
         let start = Instant::now();
         let step = self.state.step + 1;
-        let picked: Vec<&Example> = self
-            .order
-            .take(self.state.examples_seen, self.config.batch_size)
-            .into_iter()
-            .map(|i| &self.examples[i])
-            .collect();
+        let picked = self.order.take(self.state.examples_seen, self.config.batch_size);
+        let picked = picked.into_iter().map(|i| self.examples.get(i)).collect::<Result<Vec<_>>>()?;
+        let picked: Vec<&Example> = picked.iter().map(AsRef::as_ref).collect();
         let no_class = self.task.no_class(&self.model);
         let mut loss = StepLoss::default();
         let mut gradients = NamedGradients::default();
@@ -513,7 +510,7 @@ fn wall_seconds() -> f64 {
 
 /// Everything the losses of a run depend on but the model: settings (not intervals of logging, nor what fits into memory) and
 /// data.
-fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &[Example]) -> u64 {
+fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &dyn ExampleSource) -> u64 {
     let defaults = TrainConfig::default();
     let relevant = TrainConfig {
         steps: Some(total_steps),
@@ -530,15 +527,7 @@ fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &[Example]) -> 
     };
     let mut hash = Sha256::new();
     hash.update(format!("{relevant:?}"));
-    for example in examples {
-        hash.update((example.prompt as u64).to_le_bytes());
-        if let Some(class) = example.class {
-            hash.update((class as u64).to_le_bytes());
-        }
-        for token in &example.tokens {
-            hash.update(token.to_le_bytes());
-        }
-    }
+    hash.update(examples.fingerprint());
     let digest = hash.finalize();
     u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
 }

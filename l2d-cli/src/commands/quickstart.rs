@@ -149,7 +149,8 @@ impl<B: Backend> Session<'_, B> {
             const PROBE: u64 = 3;
             let probe = TrainConfig { steps: Some(PROBE), warmup_steps: 0, validate_every: 0, ..config.clone() };
             let start = Instant::now();
-            let cold = train(task, model.clone(), examples, &[], &probe, None, &self.device, self.cancel, &mut Silent)?;
+            let cold =
+                train(task, model.clone(), &examples, &[], &probe, None, &self.device, self.cancel, &mut Silent)?;
             drop(cold);
             let per_step = start.elapsed().as_secs_f64() / PROBE as f64;
             let steps = ((self.args.seconds as f64 / per_step) as u64).max(10);
@@ -159,7 +160,7 @@ impl<B: Backend> Session<'_, B> {
         }
         let mut progress = TrainProgress::new(config.total_steps(examples.len()));
         let trained =
-            train(task, model, examples, validation, &config, None, &self.device, self.cancel, &mut progress)?;
+            train(task, model, &examples, validation, &config, None, &self.device, self.cancel, &mut progress)?;
         match trained.outcome {
             Outcome::Finished => Ok(trained.model),
             Outcome::Interrupted => Err(CliError::Interrupted),

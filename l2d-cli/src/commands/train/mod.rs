@@ -15,7 +15,7 @@ use l2d_core::checkpoint::{Checkpoint, StoredDtype, save_adapter, write_atomical
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
-use l2d_train::data::Example;
+use l2d_train::data::{Example, ExampleSource};
 use l2d_train::objective::{LmObjective, add_lora};
 use l2d_train::{
     L2dEngine, L2dTask, LmTask, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train,
@@ -104,7 +104,7 @@ fn stored(args: &TrainArgs) -> StoredDtype {
 fn go<B: Backend, T: Task<Autodiff<B>>>(
     task: &T,
     model: T::Model,
-    examples: &[Example],
+    examples: &dyn ExampleSource,
     validation: &[Example],
     config: &TrainConfig,
     storage: &Storage,
