@@ -519,6 +519,10 @@ fn fingerprint(config: &TrainConfig, total_steps: u64, examples: &dyn ExampleSou
         micro_batch_size: None,
         head_chunk: 1,
         recompute: Recompute::None,
+        pad_to: 1,
+        // The examples themselves, wherever they were read, are part of the fingerprint below.
+        sources: Vec::new(),
+        bad_rows: defaults.bad_rows,
         validate_every: 0,
         log_every: 1,
         checkpoint_every: 0,
