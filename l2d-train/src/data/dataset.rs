@@ -16,6 +16,15 @@ pub trait Template: Sync {
     /// Why the messages cannot be rendered.
     fn render(&self, context: &[Turn], response: &str) -> std::result::Result<(Vec<u32>, Vec<u32>), String>;
 
+    /// The same for several assistant turns of one conversation, by their numbers. Their contexts share most of their text,
+    /// which an implementation may make use of.
+    ///
+    /// # Errors
+    /// Why the messages cannot be rendered.
+    fn render_all(&self, turns: &[Turn], replies: &[usize]) -> std::result::Result<Vec<(Vec<u32>, Vec<u32>)>, String> {
+        replies.iter().map(|&i| self.render(&turns[..i], &turns[i].content)).collect()
+    }
+
     /// What recognises the tokenizer and the template: whatever has the same one gives the same tokens.
     fn fingerprint(&self) -> [u8; 32];
 }
@@ -185,13 +194,13 @@ pub(super) fn render(
     };
     let refused = |reason: String| Fault::new(DropReason::Template, reason);
     let mut rendered = Rendered { examples: Vec::new(), too_long: 0 };
-    let mut any = false;
-    for (i, turn) in conversation.turns.iter().enumerate().skip(conversation.context) {
-        if turn.role != "assistant" {
-            continue;
-        }
-        any = true;
-        let (mut tokens, response) = template.render(&conversation.turns[..i], &turn.content).map_err(refused)?;
+    let replies: Vec<usize> = (conversation.context..conversation.turns.len())
+        .filter(|&i| conversation.turns[i].role == "assistant")
+        .collect();
+    if replies.is_empty() {
+        return Err(Fault::new(DropReason::NoReply, "no assistant's turn"));
+    }
+    for (mut tokens, response) in template.render_all(&conversation.turns, &replies).map_err(refused)? {
         let prompt = tokens.len();
         tokens.extend(response);
         if prompt == 0 || tokens.len() == prompt {
@@ -203,5 +212,5 @@ pub(super) fn render(
             rendered.examples.push(Example { tokens, prompt, class, conversation: 0 });
         }
     }
-    if any { Ok(rendered) } else { Err(Fault::new(DropReason::NoReply, "no assistant's turn")) }
+    Ok(rendered)
 }

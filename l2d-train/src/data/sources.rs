@@ -29,6 +29,7 @@ pub struct SourceConfig {
     /// Names of its columns; those of the run when absent.
     pub columns: Option<Columns>,
     /// Rows whose column (the key) has one of these values are left out.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exclude: BTreeMap<String, Vec<String>>,
 }
 

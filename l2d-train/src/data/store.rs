@@ -41,6 +41,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Index of the guidance class, if any.
+    pub fn class(&self) -> Option<usize> {
+        (self.class != NO_CLASS).then_some(self.class as usize)
+    }
+
     fn to_bytes(self) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..8].copy_from_slice(&self.start.to_le_bytes());
@@ -184,7 +189,7 @@ impl TokenStore {
         Ok(Example {
             tokens: words.iter().map(|&word| u32::from_le_bytes(word)).collect(),
             prompt: entry.prompt as usize,
-            class: (entry.class != NO_CLASS).then_some(entry.class as usize),
+            class: entry.class(),
             conversation: entry.conversation as usize,
         })
     }

@@ -1,6 +1,6 @@
 //! `l2d train`: finetune a diffusion path, or the LM itself.
 
-mod data;
+pub(crate) mod data;
 pub(crate) mod settings;
 
 use std::collections::BTreeMap;
@@ -33,8 +33,11 @@ use crate::progress::TrainProgress;
 
 /// Runs the command.
 pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<(), CliError> {
-    let config = settings::settings(args)?;
+    let mut config = settings::settings(args)?;
     config.check()?;
+    config.sources = data::sources(&args.source.data, &config)?;
+    config.check()?;
+    let cache = data::cache_folder(args.source.data_cache.as_deref())?;
     if args.from_scratch && config.objective != ObjectiveKind::Full {
         return Err(CliError::Usage("--from-scratch trains all weights: add --objective full".into()));
     }
@@ -54,8 +57,9 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
         let frozen = config.objective == ObjectiveKind::L2d && backend.is_cpu();
         load_base::<B>(&args.model, &device, frozen)?
     };
-    let (examples, validation) = data::data(args, &config, &text, lm.config.max_positions)?;
-    let storage = Storage { dir, resume: args.resume, notes: notes(args) };
+    let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
+    let (examples, validation) = data::data(store, &config)?;
+    let storage = Storage { dir, resume: args.resume, notes: notes(args, &config) };
     // A folder in use keeps the settings it was started with; `train` refuses others.
     if storage.dir.checkpoints()?.is_empty() {
         let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
@@ -74,7 +78,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             let trained = go::<B, _>(&task, path, &examples, &validation, &config, &storage, &device, &cancel)?;
             let file = args.out.join("adapter.safetensors");
             let best = best_or_last(&task, &trained)?;
-            save_adapter(&file, &best.valid(), task.base(), &notes(args), stored(args))?;
+            save_adapter(&file, &best.valid(), task.base(), &notes(args, &config), stored(args))?;
             finish(&trained, &args.out, &file)
         }
         ObjectiveKind::Full | ObjectiveKind::Lora => {
@@ -143,11 +147,14 @@ fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), Cli
     }
 }
 
-fn notes(args: &TrainArgs) -> BTreeMap<String, String> {
+fn notes(args: &TrainArgs, config: &TrainConfig) -> BTreeMap<String, String> {
     let name = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let paths = config.sources.iter().filter_map(|source| source.path.as_deref());
+    let mut data: Vec<String> = paths.map(name).collect();
+    data.dedup();
     BTreeMap::from([
         ("base_name".to_string(), name(&args.model)),
-        ("data".to_string(), args.data.iter().map(|path| name(path)).collect::<Vec<_>>().join(", ")),
+        ("data".to_string(), data.join(", ")),
         ("l2d_version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
     ])
 }
