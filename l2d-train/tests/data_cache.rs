@@ -37,7 +37,11 @@ fn a_second_start_finds_what_the_first_tokenised_unless_anything_that_matters_ha
     assert_eq!((first.entries(), first.sources()), (second.entries(), second.sources()));
     let copy = folder.path().join("copy.jsonl");
     std::fs::copy(&path, &copy).expect("copied");
-    assert_eq!(run(&Settings::default(), SourceConfig::of(copy)).1, CacheUse::Found, "the content counts, not the name");
+    assert_eq!(
+        run(&Settings::default(), SourceConfig::of(copy)).1,
+        CacheUse::Found,
+        "the content counts, not the name"
+    );
 
     let shorter = Settings { max_tokens: 50, ..Settings::default() };
     assert_eq!(run(&shorter, SourceConfig::of(&path)).1, CacheUse::Made);
@@ -136,7 +140,8 @@ fn weighted_sources_get_their_shares_of_what_is_trained_on() {
     assert_ne!(all(&other).fingerprint(), subset.fingerprint(), "other shares are another run");
     // A share of nothing is a mistake.
     let empty = SourceConfig { weight: Some(1.0), ..SourceConfig::of(file(&folder, "none.jsonl", "")) };
-    let error = Settings::default().run_in(&[sources[0].clone(), empty], cache.path()).expect_err("refused").to_string();
+    let error =
+        Settings::default().run_in(&[sources[0].clone(), empty], cache.path()).expect_err("refused").to_string();
     assert!(error.contains("none.jsonl has a weight and gives no example"), "{error}");
 }
 

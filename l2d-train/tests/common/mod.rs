@@ -9,7 +9,7 @@ use l2d_train::TrainError;
 use l2d_train::data::{BadRows, CacheUse, Columns, DataSettings, SourceConfig, Template, TokenStore, Turn, prepare};
 
 /// One token per character, 0 before a prompt and 1 after a response; `~` is no response at all.
-pub struct Characters;
+pub(crate) struct Characters;
 
 impl Template for Characters {
     fn render(&self, context: &[Turn], response: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
@@ -27,7 +27,7 @@ impl Template for Characters {
 }
 
 /// A file of that name; gzipped where the name says so.
-pub fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+pub(crate) fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
     let path = folder.path().join(name);
     let mut out = std::fs::File::create(&path).expect("created");
     if name.ends_with(".gz") {
@@ -41,10 +41,10 @@ pub fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
 }
 
 /// Settings of [`prepare`] but for sources and cache.
-pub struct Settings {
-    pub classes: Vec<String>,
-    pub max_tokens: usize,
-    pub bad_rows: BadRows,
+pub(crate) struct Settings {
+    pub(crate) classes: Vec<String>,
+    pub(crate) max_tokens: usize,
+    pub(crate) bad_rows: BadRows,
 }
 
 impl Default for Settings {
@@ -55,12 +55,12 @@ impl Default for Settings {
 
 impl Settings {
     /// Tokenises in a cache of its own.
-    pub fn run(&self, sources: &[SourceConfig]) -> Result<(TokenStore, CacheUse), TrainError> {
+    pub(crate) fn run(&self, sources: &[SourceConfig]) -> Result<(TokenStore, CacheUse), TrainError> {
         let cache = tempfile::tempdir().expect("a folder");
         self.run_in(sources, cache.path())
     }
 
-    pub fn run_in(
+    pub(crate) fn run_in(
         &self,
         sources: &[SourceConfig],
         cache: &std::path::Path,
@@ -79,16 +79,16 @@ impl Settings {
     }
 }
 
-pub fn tokenise(sources: &[SourceConfig]) -> Result<(TokenStore, CacheUse), TrainError> {
+pub(crate) fn tokenise(sources: &[SourceConfig]) -> Result<(TokenStore, CacheUse), TrainError> {
     Settings::default().run(sources)
 }
 
-pub fn refusal(sources: &[SourceConfig]) -> String {
+pub(crate) fn refusal(sources: &[SourceConfig]) -> String {
     tokenise(sources).expect_err("refused").to_string()
 }
 
 /// Prompts and replies as text.
-pub fn rows_of(store: &TokenStore) -> Vec<(String, String)> {
+pub(crate) fn rows_of(store: &TokenStore) -> Vec<(String, String)> {
     let chars = |tokens: &[u32]| tokens.iter().filter_map(|&t| char::from_u32(t)).collect::<String>();
     (0..store.entries().len())
         .map(|n| store.get(n).expect("read"))
