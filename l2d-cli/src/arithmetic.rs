@@ -59,7 +59,7 @@ impl Problem {
     /// Question and solution as a training row.
     pub(crate) fn conversation(self) -> Conversation {
         let turns = vec![Turn::new("user", self.question()), Turn::new("assistant", self.solution())];
-        Conversation { turns, class: None, origin: None }
+        Conversation { turns, context: 0, class: None, origin: None }
     }
 
     /// The product.

@@ -43,6 +43,7 @@ impl From<l2d_train::TrainError> for CliError {
     fn from(error: l2d_train::TrainError) -> Self {
         match error {
             l2d_train::TrainError::Core(core) => Self::Core(core),
+            l2d_train::TrainError::Interrupted => Self::Interrupted,
             other => Self::Train(other),
         }
     }

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{BenchCommand, Cli, Command, PlotCommand};
+use crate::args::{BenchCommand, Cli, Command, DataCommand, PlotCommand};
 use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
 
@@ -48,6 +48,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
         Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
+        Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(BenchCommand::Decode(args)) => {
             with_backend!(backend, B => commands::bench::decode::run::<B>(&args, backend))

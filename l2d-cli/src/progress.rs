@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use l2d_eval::metric::Proportion;
 use l2d_eval::{Progress, Sample};
+use l2d_train::data::{DataProgress, DatasetStats};
 use l2d_train::objective::{StepLoss, TIMESTEP_BINS};
 use l2d_train::{GenerationReport, Memory, Observer, StepReport, ValidationReport};
 
@@ -111,6 +112,51 @@ impl Observer for TrainProgress {
 
     fn checkpoint(&mut self, _step: u64, folder: &Path) {
         tracing::info!("saved {}", folder.display());
+    }
+}
+
+/// Shows rows being tokenised.
+pub(crate) struct ReadProgress {
+    bar: ProgressBar,
+    start: Instant,
+    last_line: Instant,
+    /// Rows and tokens of the sources before the one at hand.
+    before: (u64, u64),
+    source: (String, u64, u64),
+}
+
+impl ReadProgress {
+    /// Nothing is shown before the first rows.
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(style("{spinner} {elapsed} · {msg}"));
+        let now = Instant::now();
+        Self { bar, start: now, last_line: now, before: (0, 0), source: (String::new(), 0, 0) }
+    }
+
+    /// Takes the line away; returns the seconds since the beginning.
+    pub(crate) fn finish(&self) -> f64 {
+        self.bar.finish_and_clear();
+        self.start.elapsed().as_secs_f64()
+    }
+}
+
+impl DataProgress for ReadProgress {
+    fn rows(&mut self, source: &str, so_far: &DatasetStats) {
+        if self.source.0 != source {
+            self.before = (self.before.0 + self.source.1, self.before.1 + self.source.2);
+        }
+        self.source = (source.to_string(), so_far.rows, so_far.tokens);
+        let (rows, tokens) = (self.before.0 + so_far.rows, self.before.1 + so_far.tokens);
+        let rate = tokens as f64 / self.start.elapsed().as_secs_f64().max(1e-3);
+        let message =
+            format!("{rows} rows, {:.1} million tokens, {:.2} million/s · {source}", tokens as f64 / 1e6, rate / 1e6);
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
+            eprintln!("tokenising: {message}");
+            self.last_line = Instant::now();
+        }
+        self.bar.set_message(message);
+        self.bar.tick();
     }
 }
 

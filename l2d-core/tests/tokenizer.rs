@@ -247,3 +247,21 @@ fn a_relative_path_is_named_as_given() {
     let error = TextTokenizer::from_file(Path::new("no/such/tokenizer.json")).unwrap_err();
     assert!(error.to_string().starts_with("no/such/tokenizer.json"), "{error}");
 }
+
+proptest! {
+    #[test]
+    fn part_by_part_is_as_good_as_whole(
+        parts in proptest::collection::vec(prop_oneof!["\\PC{0,8}", "[ \n]{0,3}the", Just("<|im_end|>".to_string()),
+            Just("<tool_call>".to_string()), Just("<|im_end".to_string()), Just("<|begin|>\n".to_string())], 0..8),
+    ) {
+        let text = parts.concat();
+        for family in ["smollm", "qwen2", "llama-bpe", "gpt-2"] {
+            let tokenizer = tokenizer(family);
+            let mut segments = tokenizer.segments();
+            // The second time from memory.
+            for _ in 0..2 {
+                prop_assert_eq!(segments.encode(&text).unwrap(), tokenizer.encode(&text, false).unwrap());
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::RawDiffusionConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Columns;
+use crate::data::{BadRows, Columns, SourceConfig, check_sources};
 use crate::error::{Result, TrainError};
 use crate::objective::{DrawSettings, Recompute};
 use crate::optimiser::{AdamWConfig, Decay, GroupConfig, Groups, Schedule, Warmup};
@@ -120,8 +120,15 @@ pub struct TrainConfig {
     pub lora_alpha: f64,
     /// Rows of logits held at a time. (Objective `full` trains the head too and holds those of a whole micro-batch.)
     pub head_chunk: usize,
-    /// Columns of the data files.
+    /// What becomes of rows that cannot be used.
+    pub bad_rows: BadRows,
+    /// Rows of a micro-batch are padded to a multiple of so many positions: few widths, for backends that compile a kernel for
+    /// each. 1 = no more than needed.
+    pub pad_to: usize,
+    /// Columns of sources that do not name their own.
     pub columns: Columns,
+    /// What is read; the paths of the command line where absent.
+    pub sources: Vec<SourceConfig>,
     /// Part of the examples that is held back for validation.
     pub validation_fraction: f64,
     /// At most this many examples are held back.
@@ -175,7 +182,10 @@ impl Default for TrainConfig {
             lora_rank: 32,
             lora_alpha: 64.0,
             head_chunk: 1024,
+            bad_rows: BadRows::Error,
+            pad_to: 1,
             columns: Columns::default(),
+            sources: Vec::new(),
             validation_fraction: 0.02,
             validation_examples: 256,
             validate_every: 200,
@@ -249,16 +259,7 @@ impl TrainConfig {
         if !fraction(self.validation_fraction) {
             return fail("validation_fraction", format!("{} is outside [0, 1)", self.validation_fraction));
         }
-        match (&self.columns.class, self.diffusion.classes.is_empty()) {
-            (None, false) if self.objective == ObjectiveKind::L2d => {
-                let reason = "which column holds a row's class? Without one every row would be trained without a class";
-                return fail("columns.class", reason.into());
-            }
-            (Some(column), true) => {
-                return fail("diffusion.classes", format!("columns.class is `{column}`, but no class is named here"));
-            }
-            _ => {}
-        }
+        self.check_data()?;
         if !(1..=1024).contains(&self.draws_per_position) {
             return fail("draws_per_position", format!("{} is outside 1..=1024", self.draws_per_position));
         }
@@ -310,6 +311,32 @@ impl TrainConfig {
     pub fn draws(&self) -> DrawSettings {
         let Self { timesteps, class_dropout, draws_per_position: per_position, .. } = *self;
         DrawSettings { timesteps, class_dropout, per_position }
+    }
+
+    fn check_data(&self) -> Result<()> {
+        let fail = |key: &'static str, reason: String| Err(TrainError::Config { key, reason });
+        if self.pad_to == 0 {
+            return fail("pad_to", "must be at least 1, which pads no more than needed".into());
+        }
+        let named = self.sources.iter().any(|source| source.class.is_some());
+        match (&self.columns.class, self.diffusion.classes.is_empty()) {
+            (None, false) if self.objective == ObjectiveKind::L2d && self.sources.is_empty() => {
+                let reason = "which column holds a row's class? Without one every row would be trained without a class";
+                fail("columns.class", reason.into())
+            }
+            (Some(column), true) if !named => {
+                fail("diffusion.classes", format!("columns.class is `{column}`, but no class is named here"))
+            }
+            _ => check_sources(&self.sources, &self.classes_of_rows(), &self.columns),
+        }
+    }
+
+    /// The guidance classes rows are read with: the finetuned LM itself has none.
+    pub fn classes_of_rows(&self) -> Vec<String> {
+        match self.objective {
+            ObjectiveKind::L2d => self.diffusion.classes.clone(),
+            ObjectiveKind::Full | ObjectiveKind::Lora => Vec::new(),
+        }
     }
 
     /// Updates of a run over so many examples.

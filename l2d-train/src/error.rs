@@ -26,6 +26,17 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file or folder of training data cannot be used.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It was called off before it was done.
+    #[error("interrupted")]
+    Interrupted,
     /// No example is left to learn from.
     #[error("no example to learn from: {0}")]
     NoData(String),

@@ -11,9 +11,9 @@ use super::model::ModelArgs;
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Tokens per second of a model, by steps, batch and prompt length.
-    Decode(BenchDecodeArgs),
+    Decode(Box<BenchDecodeArgs>),
     /// Seconds of a training step, forward and backward, beside what the machine's matrix products allow.
-    Train(BenchTrainArgs),
+    Train(Box<BenchTrainArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The command line: one file for each command, and `model` and `decode` for what several share.
 
 mod bench;
+mod data;
 mod decode;
 mod eval;
 mod generate;
@@ -14,6 +15,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
+pub(crate) use self::data::{DataCommand, DataInspectArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
 pub(crate) use self::eval::EvalArgs;
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};
@@ -59,6 +61,9 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Score a model on a benchmark at several numbers of diffusion steps.
     Eval(EvalArgs),
+    /// Look at training data.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Say what a file or folder is: a model, an adapter, and whether the two fit.
     Inspect(InspectArgs),
     /// Measure speed.

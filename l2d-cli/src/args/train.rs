@@ -4,23 +4,20 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::data::SourceArgs;
+
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// A Hugging Face folder or a .gguf file. With --from-scratch: a folder with config.json and a tokenizer, no weights.
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
 
-    /// Conversations: .jsonl, .jsonl.gz, or folders of them. A row holds `messages`, or `question` and `answer`.
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
-    pub(crate) data: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
 
     /// The run's folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-
-    /// Settings as TOML (docs/training.md lists them); flags override it.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
 
     /// Go on from the newest checkpoint in --out.
     #[arg(long)]
@@ -58,17 +55,9 @@ pub(crate) struct TrainArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub(crate) learning_rate: Option<f64>,
 
-    /// Drop examples longer than this.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_tokens: Option<usize>,
-
     /// Seed of initialisation, order and draws.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-
-    /// Any other setting: key=value as in the TOML file, e.g. --set diffusion.dim=64.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use tokenizers::{DecoderWrapper, Tokenizer};
 
 use super::bpe::{self, BpeVocabulary};
+use super::segments::{Cuts, SegmentEncoder};
 use super::stream::StreamDecoder;
 use crate::error::{Error, Result};
 
@@ -20,6 +21,8 @@ struct Shared {
     tokenizer: Tokenizer,
     /// The same, blind to special tokens; made when first needed.
     blind: OnceLock<Tokenizer>,
+    /// Where a text may be cut; found when first needed.
+    cuts: OnceLock<Option<Cuts>>,
     /// What encoding an empty text with special tokens gives.
     leading: Vec<u32>,
     special: HashSet<u32>,
@@ -61,7 +64,16 @@ impl TextTokenizer {
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         let vocab_size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { shared: Arc::new(Shared { tokenizer, blind: OnceLock::new(), leading, special, vocab_size }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                tokenizer,
+                blind: OnceLock::new(),
+                cuts: OnceLock::new(),
+                leading,
+                special,
+                vocab_size,
+            }),
+        })
     }
 
     /// Token ids of `text`. Special tokens written in the text become their ids. `add_special` also adds what the model
@@ -80,6 +92,15 @@ impl TextTokenizer {
             tokenizer
         });
         Ok(blind.encode_fast(text, false).map_err(failure)?.get_ids().to_vec())
+    }
+
+    /// Tokenises several texts that share long parts, each part once.
+    pub fn segments(&self) -> SegmentEncoder<'_> {
+        SegmentEncoder::new(self)
+    }
+
+    pub(super) fn cuts(&self) -> Option<&Cuts> {
+        self.shared.cuts.get_or_init(|| Cuts::of(&self.shared.tokenizer, self.is_byte_level())).as_ref()
     }
 
     /// Text of token ids; ids outside the vocabulary are left out, broken UTF-8 becomes U+FFFD.

@@ -80,6 +80,17 @@ impl Batch {
         Self { tokens, labels, classes }
     }
 
+    /// The same with rows padded further, to a multiple of `multiple` positions: of few widths, a backend that compiles a
+    /// kernel for each shape compiles few. Nothing labelled ever sees the padding.
+    pub fn padded_to(mut self, multiple: usize) -> Self {
+        let width = self.tokens.first().map_or(0, Vec::len).next_multiple_of(multiple);
+        for row in &mut self.tokens {
+            let last = row.last().copied().unwrap_or(0);
+            row.resize(width, last);
+        }
+        self
+    }
+
     /// The form the objectives take.
     pub fn labelled(&self) -> Labelled<'_> {
         Labelled { tokens: &self.tokens, labels: &self.labels, classes: self.classes.as_deref() }

@@ -1,15 +1,32 @@
 //! Examples: tokens, and from where on they are labelled.
 
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
 use super::conversation::{Conversation, Origin, Turn};
+use super::drops::{DropReason, Fault};
 use crate::error::{Result, TrainError};
 
-/// Turns messages into tokens, exactly as they will be at inference.
-pub trait Template {
+/// Turns messages into tokens, exactly as they will be at inference. Called from several threads.
+pub trait Template: Sync {
     /// The prompt of everything before an assistant's turn, ready for the reply, and the reply with its end-of-turn token.
     ///
     /// # Errors
     /// Why the messages cannot be rendered.
     fn render(&self, context: &[Turn], response: &str) -> std::result::Result<(Vec<u32>, Vec<u32>), String>;
+
+    /// The same for several assistant turns of one conversation, by their numbers. Their contexts share most of their text,
+    /// which an implementation may make use of.
+    ///
+    /// # Errors
+    /// Why the messages cannot be rendered.
+    fn render_all(&self, turns: &[Turn], replies: &[usize]) -> std::result::Result<Vec<(Vec<u32>, Vec<u32>)>, String> {
+        replies.iter().map(|&i| self.render(&turns[..i], &turns[i].content)).collect()
+    }
+
+    /// What recognises the tokenizer and the template: whatever has the same one gives the same tokens.
+    fn fingerprint(&self) -> [u8; 32];
 }
 
 /// One context and response.
@@ -38,20 +55,72 @@ impl Example {
 }
 
 /// What became of the rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DatasetStats {
     /// Rows read.
-    pub conversations: usize,
+    pub rows: u64,
     /// Examples kept.
-    pub examples: usize,
-    /// Examples dropped because they are longer than the limit; they are never cut.
-    pub too_long: usize,
-    /// Rows without any assistant turn.
-    pub without_response: usize,
+    pub examples: u64,
     /// Tokens of the kept examples.
-    pub tokens: usize,
+    pub tokens: u64,
     /// Labelled positions of the kept examples.
-    pub labels: usize,
+    pub labels: u64,
+    /// What was left out, by reason: examples that are too long, rows for any other reason.
+    pub dropped: BTreeMap<DropReason, u64>,
+}
+
+impl DatasetStats {
+    /// How many were left out for that reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// What was left out, in words: `2 longer than the limit, 1 without a reply`; `none` where nothing was.
+    pub fn dropped_in_words(&self) -> String {
+        let parts: Vec<String> =
+            self.dropped.iter().map(|(reason, count)| format!("{count} {}", reason.words())).collect();
+        if parts.is_empty() { "none".into() } else { parts.join(", ") }
+    }
+
+    pub(super) fn drop(&mut self, reason: DropReason, count: u64) {
+        if count > 0 {
+            *self.dropped.entry(reason).or_default() += count;
+        }
+    }
+
+    pub(super) fn keep(&mut self, tokens: usize, labels: usize) {
+        self.examples += 1;
+        self.tokens += tokens as u64;
+        self.labels += labels as u64;
+    }
+
+    /// The counts of two lists of rows together.
+    pub fn merge(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.examples += other.examples;
+        self.tokens += other.tokens;
+        self.labels += other.labels;
+        for (&reason, &count) in &other.dropped {
+            self.drop(reason, count);
+        }
+    }
+
+    /// # Errors
+    /// Nothing is left to learn from; says why.
+    pub(super) fn some_left(&self, max_tokens: usize) -> Result<()> {
+        if self.examples > 0 {
+            return Ok(());
+        }
+        let too_long = self.dropped(DropReason::TooLong);
+        let mut others = self.clone();
+        others.dropped.remove(&DropReason::TooLong);
+        Err(TrainError::NoData(format!(
+            "of {} conversations, {too_long} examples are longer than max_tokens = {max_tokens}; dropped besides: {}",
+            self.rows,
+            others.dropped_in_words()
+        )))
+    }
 }
 
 /// All examples, in memory.
@@ -76,56 +145,72 @@ impl Dataset {
         max_tokens: usize,
     ) -> Result<Self> {
         let mut dataset = Self::default();
-        dataset.stats.conversations = conversations.len();
         for (row, conversation) in conversations.iter().enumerate() {
-            let fail = |reason: String| match &conversation.origin {
-                Some(Origin { path, row }) => TrainError::Row { path: path.to_path_buf(), row: *row, reason },
-                None => TrainError::NoData(format!("conversation {}: {reason}", row + 1)),
-            };
-            let class = match &conversation.class {
-                Some(name) => Some(
-                    classes
-                        .iter()
-                        .position(|class| class == name)
-                        .ok_or_else(|| fail(format!("class `{name}` is none of: {}", classes.join(", "))))?,
-                ),
-                None => None,
-            };
-            let mut any = false;
-            for (i, turn) in conversation.turns.iter().enumerate().filter(|(_, turn)| turn.role == "assistant") {
-                any = true;
-                let (mut tokens, response) = template.render(&conversation.turns[..i], &turn.content).map_err(fail)?;
-                let prompt = tokens.len();
-                tokens.extend(response);
-                if prompt == 0 || tokens.len() == prompt {
-                    return Err(fail("its prompt or its response has no token".into()));
+            dataset.stats.rows += 1;
+            match render(conversation, template, classes, max_tokens) {
+                Ok(rendered) => {
+                    dataset.stats.drop(DropReason::TooLong, rendered.too_long);
+                    for example in rendered.examples {
+                        dataset.stats.keep(example.tokens.len(), example.num_labels());
+                        dataset.examples.push(Example { conversation: row, ..example });
+                    }
                 }
-                dataset.push(Example { tokens, prompt, class, conversation: row }, max_tokens);
+                Err(fault) if fault.reason.is_expected() => dataset.stats.drop(fault.reason, 1),
+                Err(Fault { text, .. }) => {
+                    return Err(match &conversation.origin {
+                        Some(Origin { path, row }) => {
+                            TrainError::Row { path: path.to_path_buf(), row: *row, reason: text }
+                        }
+                        None => TrainError::NoData(format!("conversation {}: {text}", row + 1)),
+                    });
+                }
             }
-            dataset.stats.without_response += usize::from(!any);
         }
-        dataset.checked(max_tokens)
+        dataset.stats.some_left(max_tokens)?;
+        Ok(dataset)
     }
+}
 
-    fn push(&mut self, example: Example, max_tokens: usize) {
-        if example.tokens.len() > max_tokens {
-            self.stats.too_long += 1;
-            return;
-        }
-        self.stats.examples += 1;
-        self.stats.tokens += example.tokens.len();
-        self.stats.labels += example.num_labels();
-        self.examples.push(example);
-    }
+/// The examples of one row.
+pub(super) struct Rendered {
+    /// Their conversation is 0: whoever counts rows knows better.
+    pub(super) examples: Vec<Example>,
+    pub(super) too_long: u64,
+}
 
-    fn checked(self, max_tokens: usize) -> Result<Self> {
-        if self.examples.is_empty() {
-            let DatasetStats { conversations, too_long, without_response, .. } = self.stats;
-            return Err(TrainError::NoData(format!(
-                "of {conversations} conversations, {without_response} have no assistant turn, and {too_long} examples \
-                 are longer than max_tokens = {max_tokens}"
-            )));
-        }
-        Ok(self)
+/// Every assistant turn after the context becomes an example.
+pub(super) fn render(
+    conversation: &Conversation,
+    template: &dyn Template,
+    classes: &[String],
+    max_tokens: usize,
+) -> std::result::Result<Rendered, Fault> {
+    let class = match &conversation.class {
+        Some(name) => Some(classes.iter().position(|class| class == name).ok_or_else(|| {
+            let reason = format!("class `{name}` is none of: {}", classes.join(", "));
+            Fault::new(DropReason::UnknownClass, reason)
+        })?),
+        None => None,
+    };
+    let refused = |reason: String| Fault::new(DropReason::Template, reason);
+    let mut rendered = Rendered { examples: Vec::new(), too_long: 0 };
+    let replies: Vec<usize> = (conversation.context..conversation.turns.len())
+        .filter(|&i| conversation.turns[i].role == "assistant")
+        .collect();
+    if replies.is_empty() {
+        return Err(Fault::new(DropReason::NoReply, "no assistant's turn"));
     }
+    for (mut tokens, response) in template.render_all(&conversation.turns, &replies).map_err(refused)? {
+        let prompt = tokens.len();
+        tokens.extend(response);
+        if prompt == 0 || tokens.len() == prompt {
+            return Err(refused("its prompt or its response has no token".into()));
+        }
+        if tokens.len() > max_tokens {
+            rendered.too_long += 1;
+        } else {
+            rendered.examples.push(Example { tokens, prompt, class, conversation: 0 });
+        }
+    }
+    Ok(rendered)
 }

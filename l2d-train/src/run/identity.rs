@@ -16,6 +16,10 @@ const FREE: &[&str] = &[
     "micro_batch_size",
     "head_chunk",
     "recompute",
+    "pad_to",
+    // The examples themselves are compared, wherever they were read.
+    "sources",
+    "bad_rows",
     "max_loss",
     "validate_every",
     "early_stop_patience",

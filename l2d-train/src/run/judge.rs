@@ -56,6 +56,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                 return None;
             }
             let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
+            let batch = batch.padded_to(self.config.pad_to);
             let mut rngs: Vec<ChaCha8Rng> =
                 micro.iter().map(|&i| generator(self.config.seed, Purpose::Validation, i as u64)).collect();
             loss.merge(&self.task.loss(&model, &batch, &mut rngs));

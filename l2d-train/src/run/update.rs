@@ -27,6 +27,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let tokens: usize = picked.iter().map(|example| example.tokens.len()).sum();
         for micro in micro_batches(&picked, self.config.micro_batch_size.unwrap_or(picked.len())) {
             let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
+            let batch = batch.padded_to(self.config.pad_to);
             let mut rngs: Vec<ChaCha8Rng> = micro
                 .iter()
                 .map(|&i| generator(self.config.seed, Purpose::Train, step * self.config.batch_size as u64 + i as u64))

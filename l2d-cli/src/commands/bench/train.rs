@@ -74,7 +74,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
     if args.labelled.iter().any(|part| !(*part > 0.0 && *part <= 1.0)) {
         return Err(CliError::Usage("--labelled is a part of the positions, above 0 and at most 1".into()));
     }
-    let config = settings::from_file(args.config.as_deref(), &args.set)?;
+    let config = settings::from_files(args.config.as_slice(), &args.set)?;
     config.check()?;
     let device = Device::<B>::default();
     let by_hand = backend.is_cpu() && !args.autodiff;

@@ -16,13 +16,13 @@ use serde::Serialize;
 
 use self::estimate::{Parameters, Parts};
 use self::measure::Measured;
-use crate::args::{PlanArgs, TrainArgs};
+use crate::args::PlanArgs;
 use crate::backend::BackendKind;
 use crate::commands::train::learner::Learner;
 use crate::commands::train::{data, precision, settings};
 use crate::error::CliError;
 use crate::memory;
-use crate::model::load_base;
+use crate::model::{load_base, on_interrupt};
 use crate::output::say;
 
 /// The data as a run would see it.
@@ -62,10 +62,12 @@ struct Plan {
 
 /// Runs the command.
 pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(), CliError> {
-    let mut config = settings::from_file(args.config.as_deref(), &args.set)?;
+    let mut config = settings::from_files(&args.source.config, &args.source.set)?;
     // Nothing is answered or written by a plan.
     config.generate.task = None;
     config.best = l2d_train::BestBy::Validation;
+    config.check()?;
+    config.sources = data::sources(&args.source.data, &config)?;
     config.check()?;
     if args.memory.is_some_and(|gigabytes| !(gigabytes > 0.0 && gigabytes.is_finite())) {
         return Err(CliError::Usage("--memory is a number of gigabytes above 0".into()));
@@ -76,13 +78,15 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
     let device = Device::<B>::default();
     let packed = config.objective != ObjectiveKind::Full && backend.is_cpu();
     let (lm, text) = load_base::<B>(&args.model, &device, packed)?;
-    let (examples, validation) = data::data(&as_train(args), &config, &text, lm.config.max_positions)?;
+    let (cache, cancel) = (data::cache_folder(args.source.data_cache.as_deref())?, on_interrupt()?);
+    let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
+    let (examples, validation) = data::data(store, &config)?;
     let (data_plan, longest) = survey(&examples, validation.len(), &config)?;
     let micro_batch = config.micro_batch_size.unwrap_or(config.batch_size).min(config.batch_size);
     let rows = precision::table(&lm, &config, backend, "f32");
     let lm_config = lm.config.clone();
     let packed_bytes = lm.packed_bytes();
-    let file = args.config.as_deref().unwrap_or(Path::new("the settings"));
+    let file = args.source.config.first().map_or(Path::new("the settings"), |file| file);
     let learner = Learner::new(lm, &config, file, backend, &mut ChaCha8Rng::seed_from_u64(config.seed))?;
     let parameters = Parameters::of(&learner, &lm_config, &config)?;
     let worst: Vec<&Example> = longest.iter().take(micro_batch).collect();
@@ -122,28 +126,6 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
         None => Err(CliError::Usage(
             "how much memory there is cannot be asked for here: say it with --memory, in GB".to_string(),
         )),
-    }
-}
-
-/// The arguments with which a run would read its data.
-fn as_train(args: &PlanArgs) -> TrainArgs {
-    TrainArgs {
-        model: args.model.clone(),
-        data: args.data.clone(),
-        out: Default::default(),
-        config: args.config.clone(),
-        resume: false,
-        objective: None,
-        from_scratch: false,
-        f16: false,
-        steps: None,
-        epochs: None,
-        batch_size: None,
-        micro_batch_size: None,
-        learning_rate: None,
-        max_tokens: None,
-        seed: None,
-        set: args.set.clone(),
     }
 }
 

@@ -1,112 +1,157 @@
-//! From data files to training and validation examples.
+//! From what the command line names to training and validation examples.
 
-use l2d_core::text::{Ending, Message};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use l2d_core::text::{Ending, Message, SegmentEncoder};
 use l2d_train::TrainConfig;
-use l2d_train::data::{Dataset, DatasetStats, Example, Template, Turn, read_conversations};
+use l2d_train::data::{
+    CacheUse, DataSettings, Example, SourceConfig, Subset, Template, TokenStore, Turn, prepare, split,
+};
+use sha2::{Digest, Sha256};
 
-use crate::args::TrainArgs;
 use crate::error::CliError;
 use crate::model::Text;
+use crate::progress::ReadProgress;
 
-/// Reads, renders, and holds back validation examples.
-pub(crate) fn data(
-    args: &TrainArgs,
+/// Names the folder for what is kept between runs; overrides the platform's own.
+const CACHE_VARIABLE: &str = "L2D_CACHE";
+
+/// The sources of a run: those of the settings, of which the ones without a path are in the folder of `--data`; or, where the
+/// settings have none, the paths of `--data` themselves.
+pub(crate) fn sources(data: &[PathBuf], config: &TrainConfig) -> Result<Vec<SourceConfig>, CliError> {
+    let usage = |text: &str| Err(CliError::Usage(text.into()));
+    if config.sources.is_empty() {
+        if data.is_empty() {
+            return usage("--data: which files or folders? (Or name them in the settings, as [[sources]])");
+        }
+        return Ok(data.iter().map(SourceConfig::of).collect());
+    }
+    let mut sources = config.sources.clone();
+    let all_named = sources.iter().all(|source| source.path.is_some());
+    match (all_named, data) {
+        (true, []) => {}
+        // The settings a run has written down name what its command line named.
+        (true, data) if sources.iter().map(|source| source.path.as_ref()).eq(data.iter().map(Some)) => {}
+        (true, _) => return usage("--data: the settings' sources all name their paths, and others than these"),
+        (false, [folder]) => {
+            for source in &mut sources {
+                source.path.get_or_insert_with(|| folder.clone());
+            }
+        }
+        (false, _) => return usage("--data: give the one folder that the settings' sources without a path are in"),
+    }
+    Ok(sources)
+}
+
+/// The folder of tokenised data.
+pub(crate) fn cache_folder(asked: Option<&Path>) -> Result<PathBuf, CliError> {
+    if let Some(folder) = asked {
+        return Ok(folder.to_path_buf());
+    }
+    let root = match std::env::var_os(CACHE_VARIABLE).filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => dirs::cache_dir().map(|folder| folder.join("l2d")).ok_or_else(|| {
+            CliError::Usage("this user has no folder for caches; name one with --data-cache or L2D_CACHE".into())
+        })?,
+    };
+    Ok(root.join("tokens"))
+}
+
+/// Tokenises what the settings' sources name, or finds it tokenised, and says what became of the rows.
+pub(crate) fn open(
     config: &TrainConfig,
     text: &Text,
     context: usize,
-) -> Result<(Vec<Example>, Vec<Example>), CliError> {
-    let rows = read_conversations(&args.data, &config.columns)?;
+    cache: &Path,
+    cancel: &AtomicBool,
+) -> Result<TokenStore, CliError> {
     let limit = config.max_tokens.min(context);
-    let dataset = Dataset::build(&rows, text, &config.diffusion.classes, limit)?;
-    let DatasetStats { conversations, examples, too_long, without_response, labels, .. } = dataset.stats;
+    let classes = config.classes_of_rows();
+    let settings = DataSettings {
+        sources: &config.sources,
+        columns: &config.columns,
+        classes: &classes,
+        max_tokens: limit,
+        bad_rows: config.bad_rows,
+        cache,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    text.template()?;
+    let mut progress = ReadProgress::new();
+    let outcome = prepare(&settings, text, cancel, &mut progress);
+    let seconds = progress.finish();
+    let (store, cache_use) = outcome?;
+    let stats = store.stats();
+    let how = match cache_use {
+        CacheUse::Made => format!("tokenised in {seconds:.1} s"),
+        CacheUse::Found => format!("found tokenised in {}", cache.display()),
+        CacheUse::Remade { damage } => {
+            format!("what was tokenised in {} was damaged ({damage}); made again in {seconds:.1} s", cache.display())
+        }
+    };
     eprintln!(
-        "{conversations} conversations: {examples} examples with {labels} labelled tokens; dropped {too_long} longer than {limit} \
-         tokens{}; {without_response} without a reply",
-        if context < config.max_tokens { " (the model's context)" } else { "" },
+        "{} rows: {} examples with {} tokens, {} of them labelled; dropped: {} (limit: {limit} tokens{}); {how}",
+        stats.rows,
+        stats.examples,
+        stats.tokens,
+        stats.labels,
+        stats.dropped_in_words(),
+        if context < config.max_tokens { ", the model's context" } else { "" },
     );
-    Ok(split(dataset.examples, config))
+    Ok(store)
 }
 
-/// Training and validation examples. The latter are those of every n-th conversation, so that they are spread over the
-/// files, and whole conversations: a held-out reply is nowhere the context of a trained one.
-fn split(examples: Vec<Example>, config: &TrainConfig) -> (Vec<Example>, Vec<Example>) {
-    let conversations = examples.chunk_by(|a, b| a.conversation == b.conversation).count();
-    let per_conversation = examples.len() as f64 / conversations as f64;
-    let wanted = (conversations as f64 * config.validation_fraction).round();
-    let wanted = wanted.min(config.validation_examples as f64 / per_conversation).ceil() as usize;
-    // One conversation at least is to be learnt from.
-    let wanted = wanted.min(conversations - 1);
-    if wanted == 0 {
-        return (examples, Vec::new());
-    }
-    let every = conversations / wanted;
-    let (mut training, mut validation) = (Vec::with_capacity(examples.len()), Vec::new());
-    let mut held_out = 0;
-    for (i, conversation) in examples.chunk_by(|a, b| a.conversation == b.conversation).enumerate() {
-        let room = validation.len() + conversation.len() <= config.validation_examples;
-        if i % every == every - 1 && held_out < wanted && room {
-            held_out += 1;
-            validation.extend_from_slice(conversation);
-        } else {
-            training.extend_from_slice(conversation);
-        }
-    }
-    (training, validation)
+/// Training examples, on the disk, and validation examples, in memory.
+pub(crate) fn data(store: TokenStore, config: &TrainConfig) -> Result<(Subset, Vec<Example>), CliError> {
+    let conversations: Vec<u32> = store.entries().iter().map(|entry| entry.conversation).collect();
+    let (training, validation) = split(&conversations, config.validation_fraction, config.validation_examples);
+    let store = Arc::new(store);
+    let validation = validation.iter().map(|&n| store.get(n as usize)).collect::<Result<Vec<_>, _>>()?;
+    Ok((Subset::new(store, training, &config.sources), validation))
 }
 
 impl Template for Text {
-    /// The prompt is tokenised exactly as at inference. The reply is what the template puts after it, up to and with its
-    /// end-of-turn token; what follows that (a newline, in ChatML) belongs to the next turn.
     fn render(&self, context: &[Turn], response: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
-        let template = self.template().map_err(|e| e.to_string())?;
-        let mut messages: Vec<Message> = context.iter().map(|turn| Message::new(&turn.role, &turn.content)).collect();
-        let prompt = template.render(&messages, Ending::GenerationPrompt).map_err(|e| e.to_string())?;
-        messages.push(Message::assistant(response));
-        let whole = template.render(&messages, Ending::Closed).map_err(|e| e.to_string())?;
-        let reply =
-            whole.strip_prefix(&prompt).ok_or("the template renders a reply that does not begin with its prompt")?;
-        let prompt = self.tokenizer.encode(&prompt, false).map_err(|e| e.to_string())?;
-        let mut reply = self.tokenizer.encode(reply, false).map_err(|e| e.to_string())?;
-        match reply.iter().rposition(|token| self.stop_tokens.contains(token)) {
-            Some(end) => reply.truncate(end + 1),
-            None => return Err("the template does not end a reply with one of the model's end tokens".into()),
-        }
-        Ok((prompt, reply))
+        reply(self, &mut self.tokenizer.segments(), context, response)
+    }
+
+    fn render_all(&self, turns: &[Turn], replies: &[usize]) -> Result<Vec<(Vec<u32>, Vec<u32>)>, String> {
+        let mut segments = self.tokenizer.segments();
+        replies.iter().map(|&i| reply(self, &mut segments, &turns[..i], &turns[i].content)).collect()
+    }
+
+    fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        // A tokenizer that cannot be written out is none that `prepare` would get to use: it was read from such a file.
+        hash.update(self.tokenizer.to_json().unwrap_or_default());
+        hash.update(self.template.as_ref().map_or("", |template| template.source()));
+        hash.update(format!("{:?} {:?}", self.special_tokens, self.stop_tokens));
+        hash.finalize().into()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn validation_examples_are_spread_and_counted() {
-        let example = |i| Example { tokens: vec![i, i], prompt: 1, class: None, conversation: i as usize };
-        let examples: Vec<Example> = (0..100).map(example).collect();
-        let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
-        let (training, validation) = split(examples.clone(), &config);
-        assert_eq!((training.len(), validation.len()), (90, 10));
-        assert_eq!(validation[0].tokens[0], 9);
-        let none = TrainConfig { validation_fraction: 0.0, ..config };
-        assert!(split(examples, &none).1.is_empty());
+/// The prompt is tokenised exactly as at inference. The reply is what the template puts after it, up to and with its
+/// end-of-turn token; what follows that (a newline, in ChatML) belongs to the next turn.
+fn reply(
+    text: &Text,
+    segments: &mut SegmentEncoder<'_>,
+    context: &[Turn],
+    response: &str,
+) -> Result<(Vec<u32>, Vec<u32>), String> {
+    let template = text.template().map_err(|e| e.to_string())?;
+    let mut messages: Vec<Message> = context.iter().map(|turn| Message::new(&turn.role, &turn.content)).collect();
+    let prompt = template.render(&messages, Ending::GenerationPrompt).map_err(|e| e.to_string())?;
+    messages.push(Message::assistant(response));
+    let whole = template.render(&messages, Ending::Closed).map_err(|e| e.to_string())?;
+    let reply =
+        whole.strip_prefix(&prompt).ok_or("the template renders a reply that does not begin with its prompt")?;
+    let prompt = segments.encode(&prompt).map_err(|e| e.to_string())?;
+    let mut reply = segments.encode(reply).map_err(|e| e.to_string())?;
+    match reply.iter().rposition(|token| text.stop_tokens.contains(token)) {
+        Some(end) => reply.truncate(end + 1),
+        None => return Err("the template does not end a reply with one of the model's end tokens".into()),
     }
-
-    #[test]
-    fn no_conversation_is_on_both_sides() {
-        let example = |i| Example { tokens: vec![i, i], prompt: 1, class: None, conversation: i as usize / 3 };
-        let examples: Vec<Example> = (0..90).map(example).collect();
-        let config = TrainConfig { validation_fraction: 0.1, ..TrainConfig::default() };
-        let (training, validation) = split(examples, &config);
-        assert_eq!(validation.len(), 9);
-        assert!(validation.iter().all(|held| training.iter().all(|learnt| learnt.conversation != held.conversation)));
-        assert_eq!(
-            validation.iter().map(|held| held.conversation).collect::<Vec<_>>(),
-            [9, 9, 9, 19, 19, 19, 29, 29, 29]
-        );
-        assert_eq!(training.len() + validation.len(), 90);
-        let few = TrainConfig { validation_examples: 4, ..config.clone() };
-        assert_eq!(split((0..90).map(example).collect(), &few).1.len(), 3);
-        let single = (0..4).map(|i| Example { conversation: 0, ..example(i) }).collect();
-        assert!(split(single, &config).1.is_empty());
-    }
+    Ok((prompt, reply))
 }

@@ -36,8 +36,11 @@ use crate::progress::TrainProgress;
 
 /// Runs the command.
 pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<(), CliError> {
-    let config = settings::settings(args)?;
+    let mut config = settings::settings(args)?;
     config.check()?;
+    config.sources = data::sources(&args.source.data, &config)?;
+    config.check()?;
+    let cache = data::cache_folder(args.source.data_cache.as_deref())?;
     if args.from_scratch && config.objective != ObjectiveKind::Full {
         return Err(CliError::Usage("--from-scratch trains all weights: add --objective full".into()));
     }
@@ -57,9 +60,10 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
         let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu();
         load_base::<B>(&args.model, &device, frozen)?
     };
-    let (examples, validation) = data::data(args, &config, &text, lm.config.max_positions)?;
+    let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
+    let (examples, validation) = data::data(store, &config)?;
     let problems = Problems::read(&config)?;
-    let storage = Storage { dir, resume: args.resume, notes: notes(args) };
+    let storage = Storage { dir, resume: args.resume, notes: notes(args, &config) };
     // A folder in use keeps the settings it was started with; `train` refuses others.
     if storage.dir.checkpoints()?.is_empty() {
         let resolved = toml::to_string_pretty(&config).map_err(|e| CliError::Usage(format!("settings: {e}")))?;
@@ -69,7 +73,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
     eprint!("number formats:\n{}", precision::written(&rows));
 
     let base = lm.config.num_parameters();
-    let session = Session { args, config: &config, text: &text, storage, problems, backend, device, cancel: &cancel };
+    let session = Session { config: &config, text: &text, storage, problems, backend, device, cancel: &cancel };
     match Learner::new(lm, &config, &args.out.join("config.toml"), backend, &mut rng)? {
         Learner::L2d(task, path) => {
             say_parameters::<B, _>(&*path, &config, base)?;
@@ -79,7 +83,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             let trained = session.go(&*task, *path, &examples, &validation, &decodable)?;
             let file = args.out.join("adapter.safetensors");
             let best = best_or_last(&*task, &trained)?;
-            save_adapter(&file, &best.valid(), task.base(), &notes(args), stored(args))?;
+            save_adapter(&file, &best.valid(), task.base(), &notes(args, &config), stored(args))?;
             finish(&trained, &args.out, &file)
         }
         Learner::Lm(task, lm) => {
@@ -116,7 +120,6 @@ fn stored(args: &TrainArgs) -> StoredDtype {
 
 /// What a run needs beside its task, model and examples.
 struct Session<'a, B: Backend> {
-    args: &'a TrainArgs,
     config: &'a TrainConfig,
     text: &'a Text,
     storage: Storage,
@@ -188,11 +191,14 @@ fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), Cli
     }
 }
 
-fn notes(args: &TrainArgs) -> BTreeMap<String, String> {
+fn notes(args: &TrainArgs, config: &TrainConfig) -> BTreeMap<String, String> {
     let name = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let paths = config.sources.iter().filter_map(|source| source.path.as_deref());
+    let mut data: Vec<String> = paths.map(name).collect();
+    data.dedup();
     BTreeMap::from([
         ("base_name".to_string(), name(&args.model)),
-        ("data".to_string(), args.data.iter().map(|path| name(path)).collect::<Vec<_>>().join(", ")),
+        ("data".to_string(), data.join(", ")),
         ("l2d_version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
     ])
 }

@@ -1,6 +1,6 @@
 //! The settings of a run: defaults, then the TOML file, then --set, then flags.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use l2d_train::{ObjectiveKind, TrainConfig};
 
@@ -9,7 +9,7 @@ use crate::error::CliError;
 
 /// The settings: defaults, then the TOML file, then --set, then flags.
 pub(crate) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
-    let mut config = from_file(args.config.as_deref(), &args.set)?;
+    let mut config = from_files(&args.source.config, &args.source.set)?;
     if let Some(objective) = args.objective {
         config.objective = match objective {
             ObjectiveArg::L2d => ObjectiveKind::L2d,
@@ -24,23 +24,37 @@ pub(crate) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
     config.micro_batch_size = args.micro_batch_size.or(config.micro_batch_size);
     config.batch_size = args.batch_size.unwrap_or(config.batch_size);
     config.learning_rate = args.learning_rate.unwrap_or(config.learning_rate);
-    config.max_tokens = args.max_tokens.unwrap_or(config.max_tokens);
+    config.max_tokens = args.source.max_tokens.unwrap_or(config.max_tokens);
     config.seed = args.seed.unwrap_or(config.seed);
     Ok(config)
 }
 
-/// The settings of a TOML file, changed by `KEY=VALUE` entries.
-pub(crate) fn from_file(file: Option<&Path>, entries: &[String]) -> Result<TrainConfig, CliError> {
+/// The settings of TOML files, of which later ones win key by key, changed by `KEY=VALUE` entries.
+pub(crate) fn from_files(files: &[PathBuf], entries: &[String]) -> Result<TrainConfig, CliError> {
     let mut table = toml::Table::new();
-    if let Some(path) = file {
+    for path in files {
         let text = std::fs::read_to_string(path).map_err(|e| CliError::io(path, e))?;
-        table = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+        let over = text.parse().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+        merge(&mut table, over);
     }
     for entry in entries {
         set(&mut table, entry)?;
     }
-    let source = file.map_or("the settings".to_string(), |path| path.display().to_string());
+    let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    let source = if names.is_empty() { "the settings".to_string() } else { names.join(", ") };
     table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))
+}
+
+/// Puts the keys of one table over another's; tables in both are merged, lists are replaced.
+fn merge(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
 }
 
 /// Puts `a.b=value` into a table; the value is TOML, or a string where it is none.
@@ -68,6 +82,10 @@ fn set(table: &mut toml::Table, entry: &str) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use l2d_train::data::SourceConfig;
+
     use super::*;
 
     #[test]
@@ -100,6 +118,30 @@ mod tests {
     }
 
     #[test]
+    fn later_files_win_key_by_key_and_a_run_can_read_what_it_wrote_down() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path
+        };
+        let smoltalk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/configs/data/smoltalk.toml");
+        let mine = file("mine.toml", "max_tokens = 512\n[diffusion]\ndim = 64\n");
+        let config = from_files(&[smoltalk, mine], &["sources.0=1".into()]).expect_err("no such key").to_string();
+        assert!(config.contains("no table"), "{config}");
+        let smoltalk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/configs/data/smoltalk.toml");
+        let config = from_files(&[smoltalk, folder.path().join("mine.toml")], &[]).expect("read");
+        assert_eq!((config.max_tokens, config.diffusion.dim, config.sources.len()), (512, 64, 5));
+        assert_eq!(config.diffusion.classes, ["math", "coding", "general knowledge"]);
+        assert_eq!(config.sources[4].exclude["category"].len(), 6);
+        config.check().expect("consistent");
+        let written = file("config.toml", &toml::to_string_pretty(&config).expect("toml"));
+        assert_eq!(from_files(&[written], &[]).expect("read"), config);
+        let unknown = file("unknown.toml", "[[sources]]\npaht = \"x\"\n");
+        assert!(from_files(&[unknown], &[]).expect_err("refused").to_string().contains("paht"));
+    }
+
+    #[test]
     fn every_setting_is_documented() {
         fn keys(prefix: &str, table: &toml::Table, found: &mut Vec<String>) {
             for (key, value) in table {
@@ -121,8 +163,18 @@ mod tests {
             ..config.generate
         };
         config.diffusion.translation_hidden = Some(1);
+        let source = SourceConfig {
+            path: Some("p".into()),
+            subset: Some("s".into()),
+            split: Some("s".into()),
+            class: Some("c".into()),
+            weight: Some(1.0),
+            max_rows: Some(1),
+            ..SourceConfig::default()
+        };
         let mut found = Vec::new();
         keys("", &toml::Table::try_from(&config).expect("a table"), &mut found);
+        keys("sources.", &toml::Table::try_from(&source).expect("a table"), &mut found);
         let page = include_str!("../../../../docs/training.md");
         let missing: Vec<_> = found.iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
         assert!(found.len() > 35 && missing.is_empty(), "{missing:?} of {}", found.len());
