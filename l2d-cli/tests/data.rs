@@ -163,7 +163,7 @@ fn a_run_takes_its_sources_from_the_settings_and_goes_on_from_what_it_wrote_down
     train(&written, "2").arg("--resume").assert().success().stderr(contains("tokenised in"));
     // Other examples are another run.
     write(root.join("data/openhermes-100k/train.jsonl"), PAIR);
-    train(&written, "2").arg("--resume").assert().code(1).stderr(contains("settings or data"));
+    train(&written, "2").arg("--resume").assert().code(1).stderr(contains("the training examples"));
 }
 
 #[test]

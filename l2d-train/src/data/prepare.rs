@@ -105,13 +105,11 @@ pub fn prepare(
     for report in &reports {
         stats.merge(&report.stats);
         if report.stats.examples == 0 && source_must_give(settings.sources) {
-            let mut alone = report.stats.clone();
-            alone.rows = report.stats.rows;
             return Err(TrainError::NoData(format!(
-                "source {} has a weight and gives no example: of {} rows, {}",
+                "source {} has a weight and gives no example; {} rows, dropped: {}",
                 report.name,
-                alone.rows,
-                alone.dropped_in_words()
+                report.stats.rows,
+                report.stats.dropped_in_words()
             )));
         }
     }

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,6 +22,8 @@ const INDEX: &str = "index.bin";
 const MANIFEST: &str = "manifest";
 /// Begins the names of folders that are being written.
 const INCOMPLETE: &str = ".incomplete-";
+/// Nobody writes one data set for longer.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const ENTRY_BYTES: usize = 24;
 const NO_CLASS: u16 = u16::MAX;
 
@@ -237,6 +240,7 @@ impl StoreWriter {
     pub(super) fn create(cache: &Path) -> Result<Self> {
         let at = |e| TrainError::io(cache, e);
         fs::create_dir_all(cache).map_err(at)?;
+        remove_abandoned(cache).map_err(at)?;
         let folder = tempfile::Builder::new().prefix(INCOMPLETE).tempdir_in(cache).map_err(at)?;
         let file = |name: &str| File::create(folder.path().join(name)).map_err(at);
         let (tokens, index) = (BufWriter::with_capacity(1 << 20, file(TOKENS)?), BufWriter::new(file(INDEX)?));
@@ -308,6 +312,25 @@ impl StoreWriter {
         File::open(cache).and_then(|folder| folder.sync_all()).map_err(at)?;
         Ok(())
     }
+}
+
+/// Removes what killed processes left half written. What is younger than a day may be another process's work, and what is
+/// gone meanwhile was renamed or removed by one.
+fn remove_abandoned(cache: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(INCOMPLETE) {
+            continue;
+        }
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        if modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > ABANDONED_AFTER))
+            && let Err(error) = fs::remove_dir_all(entry.path())
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Removes examples that turned out to be damaged.

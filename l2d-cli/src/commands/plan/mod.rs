@@ -63,6 +63,7 @@ struct Plan {
 /// Runs the command.
 pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(), CliError> {
     let mut config = settings::from_files(&args.source.config, &args.source.set)?;
+    config.max_tokens = args.source.max_tokens.unwrap_or(config.max_tokens);
     // Nothing is answered or written by a plan.
     config.generate.task = None;
     config.best = l2d_train::BestBy::Validation;
