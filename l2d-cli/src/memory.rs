@@ -8,6 +8,11 @@ pub(crate) fn process() -> Option<Memory> {
     Some(Memory { current: field(&status, "VmRSS:")?, peak: field(&status, "VmHWM:")? })
 }
 
+/// The most the process has held.
+pub(crate) fn peak() -> Option<u64> {
+    process().map(|memory| memory.peak)
+}
+
 /// Forgets the peak: from here on [`process`] gives the highest since. `false` where the system cannot.
 pub(crate) fn forget_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()

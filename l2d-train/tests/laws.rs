@@ -142,7 +142,7 @@ fn a_resumed_run_is_bitwise_the_uninterrupted_one() {
         assert_eq!(second.best_validation, whole.best_validation);
         let strip = |folder: &Path| {
             let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-            text.lines().map(|line| timeless(line)).collect::<Vec<_>>()
+            text.lines().map(timeless).collect::<Vec<_>>()
         };
         assert_eq!(strip(folder.path()), strip(whole_folder.path()));
     }
@@ -550,7 +550,7 @@ fn a_killed_run_goes_on_from_its_last_whole_checkpoint() {
     let whole = whole.expect("trained");
     let rows = |folder: &Path| {
         let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
-        text.lines().map(|line| timeless(line)).collect::<Vec<_>>()
+        text.lines().map(timeless).collect::<Vec<_>>()
     };
     // Killed in update 8, while a checkpoint was being written: the last whole one is two updates old.
     let folder = tempfile::tempdir().expect("a folder");

@@ -135,7 +135,7 @@ mod tests {
         let mut seen = Vec::new();
         let slow = |_: &Arc<Path>, chunk| {
             let rows = numbers(chunk);
-            if rows[0] % 512 == 0 {
+            if rows[0].is_multiple_of(512) {
                 thread::sleep(std::time::Duration::from_millis(2));
             }
             Ok(rows)

@@ -100,7 +100,7 @@ impl<B: Backend> AdamW<B> {
         let is_bias = name == "bias" || name.ends_with(".bias");
         let usual = if is_bias && !decay_biases { 0.0 } else { weight_decay };
         let rule = self.groups.rule(name);
-        let (decay, learning_rate) = (rule.weight_decay.unwrap_or(usual), learning_rate * rule.lr_scale);
+        let (decay, learning_rate) = (rule.weight_decay.unwrap_or(usual), learning_rate * rule.learning_rate_scale);
         let new = weights * (1.0 - learning_rate * decay) - (first.clone() / root) * (learning_rate / correction1);
         self.moments.insert(name.to_string(), Moments { first, second });
         new
@@ -278,8 +278,11 @@ mod tests {
     #[test]
     fn groups_scale_the_rate_and_set_the_decay() {
         use crate::optimiser::GroupConfig;
-        let group =
-            |pattern: &str, lr_scale, weight_decay| GroupConfig { pattern: pattern.into(), lr_scale, weight_decay };
+        let group = |pattern: &str, learning_rate_scale, weight_decay| GroupConfig {
+            pattern: pattern.into(),
+            learning_rate_scale,
+            weight_decay,
+        };
         let one_update = |groups: &[GroupConfig], learning_rate: f64| {
             let groups = Groups::new(&[], &[], groups).expect("globs");
             let mut optimiser = AdamW::<B>::new(AdamWConfig::default()).with_groups(groups);

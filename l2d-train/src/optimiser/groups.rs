@@ -13,7 +13,7 @@ pub struct GroupConfig {
     pub pattern: String,
     /// Multiplies the learning rate; 0 freezes.
     #[serde(default = "one")]
-    pub lr_scale: f64,
+    pub learning_rate_scale: f64,
     /// In the place of `adamw.weight_decay`, for biases too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
@@ -27,7 +27,7 @@ fn one() -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rule {
     /// Multiplies the learning rate.
-    pub lr_scale: f64,
+    pub learning_rate_scale: f64,
     /// In the place of the optimiser's own.
     pub weight_decay: Option<f64>,
 }
@@ -65,13 +65,16 @@ impl Groups {
         let patterns =
             |key, patterns: &[String]| patterns.iter().map(|one| Pattern::new(key, one)).collect::<Result<_>>();
         let group = |group: &GroupConfig| {
-            let GroupConfig { pattern, lr_scale, weight_decay } = group;
+            let GroupConfig { pattern, learning_rate_scale, weight_decay } = group;
             let good = |value: f64| value.is_finite() && value >= 0.0;
-            if !good(*lr_scale) || !weight_decay.is_none_or(good) {
-                let reason = format!("`{pattern}`: lr_scale and weight_decay must be numbers, not negative");
+            if !good(*learning_rate_scale) || !weight_decay.is_none_or(good) {
+                let reason = format!("`{pattern}`: learning_rate_scale and weight_decay must be numbers, not negative");
                 return Err(TrainError::Config { key: "groups", reason });
             }
-            Ok((Pattern::new("groups", pattern)?, Rule { lr_scale: *lr_scale, weight_decay: *weight_decay }))
+            Ok((
+                Pattern::new("groups", pattern)?,
+                Rule { learning_rate_scale: *learning_rate_scale, weight_decay: *weight_decay },
+            ))
         };
         Ok(Self {
             trainable: patterns("trainable", trainable)?,
@@ -83,13 +86,15 @@ impl Groups {
     /// The rule for a parameter.
     pub fn rule(&self, name: &str) -> Rule {
         let found = self.groups.iter().find(|(pattern, _)| pattern.glob.is_match(name));
-        found.map_or(Rule { lr_scale: 1.0, weight_decay: None }, |(_, rule)| *rule)
+        found.map_or(Rule { learning_rate_scale: 1.0, weight_decay: None }, |(_, rule)| *rule)
     }
 
     /// Whether a parameter is updated.
     pub fn trains(&self, name: &str) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.glob.is_match(name));
-        (self.trainable.is_empty() || any(&self.trainable)) && !any(&self.freeze) && self.rule(name).lr_scale != 0.0
+        (self.trainable.is_empty() || any(&self.trainable))
+            && !any(&self.freeze)
+            && self.rule(name).learning_rate_scale != 0.0
     }
 
     /// Checks the patterns against the names of the parameters that could be trained.
@@ -148,7 +153,7 @@ mod tests {
         assert_eq!(trained(&only), names()[2..]);
         let without = Groups::new(&[], &strings(&["*.bias", "vocabulary.*"]), &[]).expect("globs");
         assert_eq!(trained(&without), names()[1..3]);
-        let zero = GroupConfig { pattern: "blocks.{0,1}.*".into(), lr_scale: 0.0, weight_decay: None };
+        let zero = GroupConfig { pattern: "blocks.{0,1}.*".into(), learning_rate_scale: 0.0, weight_decay: None };
         let zero = Groups::new(&[], &[], &[zero]).expect("globs");
         assert_eq!(trained(&zero), [names()[0].clone(), names()[3].clone()]);
         assert_eq!(trained(&Groups::default()), names());
@@ -156,13 +161,16 @@ mod tests {
 
     #[test]
     fn the_first_group_that_matches_decides() {
-        let group =
-            |pattern: &str, lr_scale, weight_decay| GroupConfig { pattern: pattern.into(), lr_scale, weight_decay };
+        let group = |pattern: &str, learning_rate_scale, weight_decay| GroupConfig {
+            pattern: pattern.into(),
+            learning_rate_scale,
+            weight_decay,
+        };
         let groups = [group("*.bias", 2.0, Some(0.1)), group("blocks.*", 0.5, None)];
         let groups = Groups::new(&[], &[], &groups).expect("globs");
-        assert_eq!(groups.rule("blocks.3.x.bias"), Rule { lr_scale: 2.0, weight_decay: Some(0.1) });
-        assert_eq!(groups.rule("blocks.3.x.weight"), Rule { lr_scale: 0.5, weight_decay: None });
-        assert_eq!(groups.rule("vocabulary.weight"), Rule { lr_scale: 1.0, weight_decay: None });
+        assert_eq!(groups.rule("blocks.3.x.bias"), Rule { learning_rate_scale: 2.0, weight_decay: Some(0.1) });
+        assert_eq!(groups.rule("blocks.3.x.weight"), Rule { learning_rate_scale: 0.5, weight_decay: None });
+        assert_eq!(groups.rule("vocabulary.weight"), Rule { learning_rate_scale: 1.0, weight_decay: None });
     }
 
     #[test]
@@ -177,7 +185,7 @@ mod tests {
         assert!(message(&[], &["head.*"]).contains("`freeze`"));
         assert!(message(&[], &["*"]).contains("no parameter to train"));
         assert!(message(&["blocks.[0"], &[]).contains("glob"));
-        let negative = GroupConfig { pattern: "*".into(), lr_scale: -1.0, weight_decay: None };
+        let negative = GroupConfig { pattern: "*".into(), learning_rate_scale: -1.0, weight_decay: None };
         assert!(Groups::new(&[], &[], &[negative]).is_err());
     }
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use burn::tensor::backend::AutodiffBackend;
+use l2d_core::parameters::trained_parameter_names;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -24,7 +25,7 @@ pub use self::report::{
 use crate::config::TrainConfig;
 use crate::data::{Example, ExampleSource};
 use crate::error::{Result, TrainError};
-use crate::optimiser::{AdamW, trainable_sizes};
+use crate::optimiser::AdamW;
 use crate::run_dir::{RunDir, RunState};
 use crate::task::Task;
 
@@ -145,7 +146,7 @@ where
         return Err(TrainError::NoData("the training set is empty".into()));
     }
     let groups = config.parameter_groups()?;
-    groups.check(&trainable_sizes::<AB, _>(&model).into_keys().collect::<Vec<_>>())?;
+    groups.check(&trained_parameter_names::<AB, _>(&model))?;
     let total_steps = config.total_steps(examples.len());
     let mut run = Loop {
         task,
