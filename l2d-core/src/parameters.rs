@@ -41,6 +41,31 @@ pub fn trained_parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<HostTenso
     collect(module, true)
 }
 
+/// Names of the parameters that are trained.
+pub fn trained_parameter_names<B: Backend, M: Module<B>>(module: &M) -> Vec<String> {
+    #[derive(Default)]
+    struct Names {
+        path: ParameterPath,
+        found: Vec<String>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Names {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.enter(name, container_type);
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.val().is_require_grad() {
+                self.found.push(self.path.name());
+            }
+        }
+    }
+    let mut names = Names::default();
+    module.visit(&mut names);
+    names.found
+}
+
 fn collect<B: Backend, M: Module<B>>(module: &M, only_trained: bool) -> Vec<HostTensor> {
     struct Collect {
         path: ParameterPath,

@@ -7,7 +7,7 @@ use l2d_infer::Decoder;
 use l2d_infer::decode::{DiffusionParams, Event, GenerationParams, Hooks, Request};
 use serde::Serialize;
 
-use super::{PROSE, peak_memory, prose_tokens};
+use super::{PROSE, prose_tokens};
 use crate::args::BenchDecodeArgs;
 use crate::backend::BackendKind;
 use crate::decoding::Budget;
@@ -166,7 +166,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
             }
         }
     }
-    let peak_memory = peak_memory();
+    let peak_memory = crate::memory::peak();
     if let Some(bytes) = peak_memory {
         say!("peak memory: {:.0} MB", bytes as f64 / 1e6)?;
     }

@@ -3,13 +3,6 @@
 pub(crate) mod decode;
 pub(crate) mod train;
 
-/// The process's high-water mark in bytes, where there is Linux's `/proc`.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
 /// What prompts and examples are made of. English, because how many guesses of a parallel decoder hold depends on how sure
 /// the model is.
 const PROSE: &str = "The harbour lies at the mouth of a slow river. Every morning the fishing boats leave before the sun is up, \

@@ -18,7 +18,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::{PROSE, peak_memory, prose_tokens};
+use super::{PROSE, prose_tokens};
 use crate::args::BenchTrainArgs;
 use crate::backend::BackendKind;
 use crate::commands::train::settings;
@@ -115,7 +115,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
             bench.measure::<B, _>(&task, lm, shape)?;
         }
     }
-    let (peak_memory, runs) = (peak_memory(), bench.runs);
+    let (peak_memory, runs) = (crate::memory::peak(), bench.runs);
     if let Some(bytes) = peak_memory {
         say!("peak memory: {:.0} MB", bytes as f64 / 1e6)?;
     }
