@@ -33,6 +33,7 @@ pub(super) struct Loop<'a, AB: AutodiffBackend, T: Task<AB>> {
     pub(super) validation: &'a [Example],
     pub(super) storage: Option<&'a Storage>,
     pub(super) order: Order,
+    pub(super) device: &'a Device<AB::InnerBackend>,
 }
 
 /// Those who watch a run, and who answers problems for it.
@@ -44,7 +45,7 @@ pub(super) struct Watchers<'a, M> {
 
 impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
     /// Opens the logs and, when resuming, restores the newest checkpoint that is whole.
-    pub(super) fn open(&mut self, device: &Device<AB::InnerBackend>) -> Result<Option<Logs>> {
+    pub(super) fn open(&mut self) -> Result<Option<Logs>> {
         let Some(Storage { dir, resume, .. }) = self.storage else { return Ok(None) };
         let refuse = |reason: &str| Err(TrainError::Resume { path: dir.root().into(), reason: reason.into() });
         match (dir.checkpoints()?.is_empty(), resume) {
@@ -56,17 +57,17 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             (true, true) => {
                 return refuse("there is no checkpoint in this folder to go on from; leave out --resume to start");
             }
-            (false, true) => self.restore(dir, newest_whole(dir)?, device)?,
+            (false, true) => self.restore(dir, newest_whole(dir)?)?,
             (true, false) => {}
         }
         dir.clear_incomplete()?;
         Ok(Some(Logs::open(dir.root(), self.state.step)?))
     }
 
-    fn restore(&mut self, dir: &RunDir, step: u64, device: &Device<AB::InnerBackend>) -> Result<()> {
+    fn restore(&mut self, dir: &RunDir, step: u64) -> Result<()> {
         let folder = dir.checkpoint(step);
         let refuse = |reason: String| Err(TrainError::Resume { path: folder.clone(), reason });
-        let (mut state, optimiser) = dir.load::<AB::InnerBackend>(step, self.config.adamw, device)?;
+        let (mut state, optimiser) = dir.load::<AB::InnerBackend>(step, self.config.adamw, self.device)?;
         let differences = differences(&state, &self.state)?;
         if !differences.is_empty() {
             return refuse(format!(

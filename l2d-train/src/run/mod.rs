@@ -174,10 +174,11 @@ where
         validation,
         storage,
         order: examples.order(seed_for(config.seed, Purpose::Order)),
+        device,
     };
     if config.ema_decay > 0.0 {
         run.ema = Some(run.running_mean(&run.model));
     }
-    let logs = run.open(device)?;
+    let logs = run.open()?;
     run.go(Watchers { logs, observer, evaluator }, cancel)
 }

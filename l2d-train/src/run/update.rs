@@ -10,7 +10,7 @@ use super::{Purpose, StepReport, StepSeconds, generator};
 use crate::data::{Batch, Example, micro_batches};
 use crate::error::Result;
 use crate::objective::StepLoss;
-use crate::optimiser::{NamedGradients, clip_coefficient};
+use crate::optimiser::{NamedGradients, clip_coefficient, forget_old_leaves};
 use crate::task::Task;
 
 impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
@@ -55,6 +55,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         if let Some(ema) = &mut self.ema {
             ema.update::<AB, _>(&self.model, step);
         }
+        forget_old_leaves::<AB>(self.device);
         seconds.optimiser = lap.seconds();
         self.state.step = step;
         self.state.examples_seen += self.config.batch_size as u64;

@@ -53,6 +53,11 @@ impl Measured {
         Some(fixed + each * sequences as f64)
     }
 
+    /// What a single sequence takes.
+    pub(super) fn least(&self) -> Option<f64> {
+        self.samples.first().and_then(|sample| sample.peak_bytes)
+    }
+
     /// Bytes without a sequence, and of each.
     fn line(&self) -> Option<(f64, f64)> {
         let [a, b] = self.samples.as_slice() else { return None };
@@ -139,7 +144,9 @@ impl<B: Backend, T: Task<Autodiff<B>>> Dry<'_, B, T> {
             largest_micro_batch: None,
             largest_is_extrapolated: false,
         };
-        if let (Some((fixed, each)), Some(available)) = (measured.line(), available) {
+        if measured.least().zip(available).is_some_and(|(least, available)| least > available) {
+            measured.largest_micro_batch = Some(0);
+        } else if let (Some((fixed, each)), Some(available)) = (measured.line(), available) {
             let fit = if fixed + each > available {
                 0
             } else if each > 0.0 {

@@ -98,7 +98,9 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
     };
     let estimated_bytes = memory.total();
     let found = measured.as_ref().and_then(|measured| measured.peak_at(micro_batch));
-    let needed_bytes = found.unwrap_or(estimated_bytes);
+    // One sequence may be too much already: then no more were tried.
+    let least = measured.as_ref().and_then(Measured::least).unwrap_or(0.0);
+    let needed_bytes = found.unwrap_or(estimated_bytes.max(least));
     let plan = Plan {
         version: env!("CARGO_PKG_VERSION"),
         backend: backend.name(),
@@ -199,10 +201,12 @@ fn print(plan: &Plan) -> Result<(), CliError> {
         if let Some(largest) = measured.largest_micro_batch {
             say!(
                 "  largest micro-batch that fits: {largest} ({})",
-                if measured.largest_is_extrapolated {
+                if largest == 0 {
+                    "not even one, measured"
+                } else if measured.largest_is_extrapolated {
                     "extrapolated along a line through the measured sizes"
                 } else {
-                    "the whole batch, measured"
+                    "measured"
                 }
             )?;
         }
@@ -218,7 +222,8 @@ fn advice(plan: &Plan) -> String {
     let available = plan.available_bytes.map_or("unknown".to_string(), memory::written);
     let largest = plan.measured.as_ref().and_then(|measured| measured.largest_micro_batch);
     let micro = match largest {
-        Some(0) | None if plan.micro_batch > 1 => "a smaller micro_batch_size".to_string(),
+        None if plan.micro_batch > 1 => "a smaller micro_batch_size".to_string(),
+        // Not even one sequence fits.
         Some(0) | None => "a smaller max_tokens".to_string(),
         Some(largest) => format!("micro_batch_size = {largest}"),
     };
