@@ -142,6 +142,33 @@ mod tests {
     }
 
     #[test]
+    fn every_preset_is_a_run_of_the_papers_sizes() {
+        use l2d_core::diffusion::Variant;
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/configs/train");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).expect("presets") {
+            let path = entry.expect("a file").path();
+            let config =
+                from_files(std::slice::from_ref(&path), &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            config.check().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            if config.objective == ObjectiveKind::L2d && name != "reference" {
+                let diffusion = &config.diffusion;
+                assert_eq!((diffusion.dim, diffusion.conditioning, diffusion.time_features), (256, 256, 256), "{name}");
+                let expected = match &name[..] {
+                    "llama-3.2-1b-full" => Variant::Full,
+                    "llama-3.2-1b-scratch" => Variant::Scratch,
+                    _ => Variant::Lora { rank: 32, alpha: 32.0 },
+                };
+                assert_eq!(diffusion.variant, expected, "{name}");
+            }
+            names.push(name);
+        }
+        names.sort();
+        assert!(names.len() >= 10 && names.contains(&"qwen2.5-7b".to_string()), "{names:?}");
+    }
+
+    #[test]
     fn every_setting_is_documented() {
         fn keys(prefix: &str, table: &toml::Table, found: &mut Vec<String>) {
             for (key, value) in table {
