@@ -52,7 +52,7 @@ fn multiply_blocks(out: &mut [f32], x: &[f32], b: &Right, bias: Option<&[f32]>, 
     let out = Shared::new(out);
     // Several pieces for each thread, so that one which was interrupted holds nobody up.
     let group = PANELS.min(panels.div_ceil(2 * rayon::current_num_threads())).max(1);
-    let row_chunk = rows.div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(12);
+    let row_chunk = rows.div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(12).max(12);
     let pieces: Vec<(usize, usize)> = (0..panels)
         .step_by(group)
         .flat_map(|panel| (0..rows).step_by(row_chunk).map(move |row| (panel, row)))
