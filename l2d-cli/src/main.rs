@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{BenchCommand, Cli, Command, DataCommand, PlotCommand};
+use crate::args::{BenchCommand, Cli, Command, ConvertCommand, DataCommand, PlotCommand};
 use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
 
@@ -49,6 +49,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
         Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
         Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
+        Command::Convert(ConvertCommand::Merge(args)) => {
+            with_backend!(backend, B => commands::convert::merge::<B>(&args))
+        }
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(BenchCommand::Decode(args)) => {
             with_backend!(backend, B => commands::bench::decode::run::<B>(&args, backend))

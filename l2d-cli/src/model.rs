@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use l2d_core::L2d;
-use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter};
+use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter, merge_peft};
 use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
@@ -76,8 +76,19 @@ impl Detokenizer for Text {
     }
 }
 
-/// Loads a base LM and its text side; `packed` for the CPU's own kernels, as the file stores it.
-pub(crate) fn load_base<B: Backend>(path: &Path, device: &B::Device, packed: bool) -> Result<(Lm<B>, Text), CliError> {
+/// Loads a base LM and its text side; `packed` for the CPU's own kernels, as the file stores it, or with a PEFT adapter
+/// merged in, which makes it f32.
+pub(crate) fn load_base<B: Backend>(
+    path: &Path,
+    lora: Option<&Path>,
+    device: &B::Device,
+    packed: bool,
+) -> Result<(Lm<B>, Text), CliError> {
+    if let Some(lora) = lora {
+        let (lm, text) = load_base::<B>(path, None, device, false)?;
+        let lm = merge_peft(lora, lm)?.no_grad();
+        return Ok((if packed { lm.packed(WeightFormat::F32) } else { lm }, text));
+    }
     let checkpoint = Checkpoint::open(path)?;
     let text = Text::of(&checkpoint);
     let load = if packed { Lm::load_packed } else { Lm::load };
@@ -117,8 +128,20 @@ impl<B: Backend> Model<B> {
                     backend.name()
                 )));
             }
-            let (lm, text) = load_base::<B>(&args.model, device, false)?;
+            let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
             return Ok((Self::join(args, lm)?, text));
+        }
+        if args.lora.is_some() {
+            let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
+            let lm = lm.with_cache_format(args.cache_format());
+            let format = match args.weights {
+                Some(WeightsKind::Bf16) => WeightFormat::Bf16,
+                Some(WeightsKind::F16) => WeightFormat::F16,
+                Some(WeightsKind::Q8_0) => WeightFormat::Q8_0,
+                Some(WeightsKind::Q4_1) => WeightFormat::Q4_1,
+                Some(WeightsKind::Stored | WeightsKind::F32) | None => WeightFormat::F32,
+            };
+            return Ok((Self::join(args, lm)?.packed(format), text));
         }
         let checkpoint = Checkpoint::open(&args.model)?;
         let text = Text::of(&checkpoint);

@@ -1,6 +1,7 @@
 //! The command line: one file for each command, and `model` and `decode` for what several share.
 
 mod bench;
+mod convert;
 mod data;
 mod decode;
 mod eval;
@@ -15,6 +16,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
+pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs};
 pub(crate) use self::data::{DataCommand, DataInspectArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
 pub(crate) use self::eval::EvalArgs;
@@ -66,6 +68,9 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a file or folder is: a model, an adapter, and whether the two fit.
     Inspect(InspectArgs),
+    /// Models from one format into another: merge a LoRA adapter into its base.
+    #[command(subcommand)]
+    Convert(ConvertCommand),
     /// Measure speed.
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -11,6 +11,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
 
+    /// A PEFT folder with a low-rank adapter, merged into the model's weights first.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) lora: Option<PathBuf>,
+
     /// The trained diffusion path; without it the model is the plain LM.
     #[arg(long, value_name = "FILE")]
     pub(crate) adapter: Option<PathBuf>,

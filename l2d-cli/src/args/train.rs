@@ -12,6 +12,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
 
+    /// A PEFT folder with a low-rank adapter, merged into the model's weights first: L2D on top of LoRA finetuning.
+    #[arg(long, value_name = "DIR", conflicts_with = "from_scratch")]
+    pub(crate) lora: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) source: SourceArgs,
 

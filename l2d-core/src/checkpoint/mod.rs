@@ -5,6 +5,7 @@ mod adapter;
 mod atomic;
 mod gguf;
 mod open;
+mod peft;
 mod safetensors;
 mod source;
 mod tensor_file;
@@ -15,6 +16,7 @@ pub use adapter::{
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;
 pub use open::{Checkpoint, EmbeddedCheckpoint, GenerationDefaults, open_weights};
+pub use peft::{merge_peft, save_peft};
 pub use safetensors::SafetensorsSource;
 pub use source::TensorSource;
 pub use tensor_file::{StoredDtype, TensorsAndMetadata, parse_tensors, read_tensors, write_tensors};

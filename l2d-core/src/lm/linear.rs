@@ -157,6 +157,11 @@ impl<B: Backend> Lora<B> {
         }
     }
 
+    /// A correction with the given factors, `a: [in, r]` and `b: [r, out]`.
+    pub fn new(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
+        Self { a: Param::from_tensor(a), b: Param::from_tensor(b), scale, packed: None }
+    }
+
     /// The same correction, packed as well.
     pub fn packed(self) -> Self {
         let pack = |factor: &Param<Tensor<B, 2>>| {

@@ -80,7 +80,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
     let by_hand = backend.is_cpu() && !args.autodiff;
     let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(&device) };
     say!("matrix products: {:.0} GFLOP/s ({})", product_rate / 1e9, backend.name())?;
-    let (lm, text) = load_base::<B>(&args.model, &device, by_hand && config.objective != ObjectiveKind::Full)?;
+    let (lm, text) = load_base::<B>(&args.model, None, &device, by_hand && config.objective != ObjectiveKind::Full)?;
     let words = text.raw(PROSE)?;
     let mut bench = Bench { args, config: &config, words, product_rate, by_hand, runs: Vec::new() };
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);

@@ -78,7 +78,7 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
     let available = args.memory.map(|gigabytes| gigabytes * 1e9).or(machine);
     let device = Device::<B>::default();
     let packed = config.objective != ObjectiveKind::Full && backend.is_cpu();
-    let (lm, text) = load_base::<B>(&args.model, &device, packed)?;
+    let (lm, text) = load_base::<B>(&args.model, None, &device, packed)?;
     let (cache, cancel) = (data::cache_folder(args.source.data_cache.as_deref())?, on_interrupt()?);
     let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
     let (examples, validation) = data::data(store, &config)?;

@@ -15,7 +15,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::L2d;
-use l2d_core::checkpoint::{Checkpoint, StoredDtype, save_adapter, write_atomically};
+use l2d_core::checkpoint::{Checkpoint, StoredDtype, save_adapter, save_peft, write_atomically};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_train::data::{Example, ExampleSource};
@@ -58,7 +58,7 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
     } else {
         // On a CPU the frozen base is kept as its file stores it, for the objectives by hand.
         let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu();
-        load_base::<B>(&args.model, &device, frozen)?
+        load_base::<B>(&args.model, args.lora.as_deref(), &device, frozen)?
     };
     let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
     let (examples, validation) = data::data(store, &config)?;
@@ -93,6 +93,11 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             let folder = args.out.join("model");
             let best = best_or_last::<B, _>(&*task, &trained)?;
             export_model(&folder, &best.valid(), &text, stored(args))?;
+            if config.objective == ObjectiveKind::Lora {
+                let folder = args.out.join("peft");
+                save_peft(&folder, best.valid(), &args.model.to_string_lossy())?;
+                eprintln!("wrote {}", folder.display());
+            }
             finish(&trained, &args.out, &folder)
         }
     }
