@@ -1,5 +1,6 @@
 //! What the command line says when something fails: the library's error, and what to do next.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Any failure of a command.
@@ -81,6 +82,12 @@ impl CliError {
             Error::MissingTensor { .. } | Error::ExtraTensor { .. } | Error::Shape { .. } => Some(
                 "the weights do not belong to this config.json, or the download is incomplete; fetch the model again",
             ),
+            Error::Config { key, .. } if matches!(key.as_str(), "noise_rescaling" | "flow_lora_alpha") => {
+                Some("give --sigma and --alpha, or the run's settings as a JSON file with --config")
+            }
+            Error::Io { path, source } if looks_like_a_repository(path, source) => {
+                Some("a model or data set of the Hugging Face hub is written hf://org/name")
+            }
             Error::ChatTemplate(_) => {
                 Some("use a model with a chat template, or feed a prompt as it is: l2d generate --raw")
             }
@@ -98,4 +105,10 @@ impl CliError {
             _ => ExitCode::FAILURE,
         }
     }
+}
+
+/// Whether what was not found reads like `org/name`.
+fn looks_like_a_repository(path: &Path, error: &std::io::Error) -> bool {
+    let parts = || path.components().map(|part| matches!(part, std::path::Component::Normal(_)));
+    error.kind() == std::io::ErrorKind::NotFound && parts().count() == 2 && parts().all(|plain| plain)
 }

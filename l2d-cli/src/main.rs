@@ -8,6 +8,7 @@ mod decoding;
 mod error;
 mod export;
 mod generator;
+mod hub;
 mod memory;
 mod model;
 mod output;
@@ -38,7 +39,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), CliError> {
+fn run(mut cli: Cli) -> Result<(), CliError> {
+    for path in cli.command.inputs() {
+        hub::fetch(path)?;
+    }
     let backend = cli.backend.unwrap_or_else(BackendKind::default_kind);
     match cli.command {
         Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, backend)),
@@ -51,6 +55,12 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
         Command::Convert(ConvertCommand::Merge(args)) => {
             with_backend!(backend, B => commands::convert::merge::<B>(&args))
+        }
+        Command::Convert(ConvertCommand::FromPytorch(args)) => {
+            with_backend!(backend, B => commands::convert::from_pytorch::<B>(&args))
+        }
+        Command::Convert(ConvertCommand::ToPytorch(args)) => {
+            with_backend!(backend, B => commands::convert::to_pytorch::<B>(&args))
         }
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(BenchCommand::Decode(args)) => {

@@ -5,11 +5,12 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
+use l2d_core::checkpoint::reference_name;
 use l2d_core::corruption::corrupt;
 use l2d_core::diffusion::{DiffusionPath, Modulation, merge};
 use l2d_core::lm::{AttentionPlan, Context, KvCache, Lm, host_values};
 use l2d_core::parameters::{ParameterPath, trainable};
-use l2d_testkit::models::{golden_l2d, reference_name, transposed};
+use l2d_testkit::models::{golden_l2d, transposed};
 use l2d_testkit::{Golden, GoldenTensor, TestAutodiff, TestBackend, assert_close};
 
 type B = TestBackend;
@@ -275,7 +276,7 @@ impl ModuleVisitor<AB> for CompareGradients<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AB, D>>) {
         let name = self.names.name();
-        let (reference, transpose) = reference_name(&name, self.case.name.ends_with("full"));
+        let (reference, transpose) = reference_name(&name);
         let golden = self.case.golden.get(&format!("grad/{reference}"));
         let grad = param.val().grad(&self.grads).unwrap_or_else(|| panic!("{name} has no gradient"));
         let shape = grad.dims();

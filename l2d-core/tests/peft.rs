@@ -140,3 +140,22 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let error = save_peft(folder.path(), golden_lm::<B>("base_llama", &Default::default()), "x").expect_err("nothing");
     assert!(error.to_string().contains("no layer"), "{error}");
 }
+
+#[test]
+fn adapters_of_peft_itself_give_its_logits() {
+    for name in ["plain", "patterns"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name);
+        let expected: Value =
+            serde_json::from_slice(&std::fs::read(folder.join("expected.json")).expect("read")).expect("json");
+        assert_eq!(expected["tokens"], json!([[7, 8, 9, 30, 2]]));
+        let expected =
+            expected["logits"].as_array().expect("rows").iter().flat_map(|row| row.as_array().expect("a row"));
+        let expected: Vec<f32> = expected.map(|x| x.as_f64().expect("a number") as f32).collect();
+        let bare = logits(&golden_lm::<B>("base_llama", &Default::default()));
+        let merged = logits(&merge_peft(&folder, golden_lm::<B>("base_llama", &Default::default())).expect("merged"));
+        let largest = |a: &[f32]| a.iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert_eq!(merged.len(), expected.len());
+        assert!(largest(&merged) < 5e-5, "{name}: off by {}", largest(&merged));
+        assert!(largest(&bare) > 1e-2, "{name}: the adapter changes something");
+    }
+}

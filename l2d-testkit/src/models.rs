@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
-use l2d_core::checkpoint::TensorSource;
+use l2d_core::checkpoint::{TensorSource, reference_name};
 use l2d_core::config::LmConfig;
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::error::{Error, Result};
@@ -45,9 +45,8 @@ pub fn golden_path<B: Backend>(
     path: DiffusionPath<B>,
     lookup: impl Fn(&str, bool) -> (Vec<f32>, Vec<usize>, bool),
 ) -> DiffusionPath<B> {
-    let full = !matches!(path.config.variant, Variant::Lora { .. });
     replace_parameters(path, &mut |name, shape| {
-        let (reference, transpose) = reference_name(name, full);
+        let (reference, transpose) = reference_name(name);
         let (values, stored, _) = lookup(&reference, transpose);
         let values = if transpose {
             assert_eq!(stored, [shape[1], shape[0]], "{name}");
@@ -83,40 +82,6 @@ pub fn golden_config(golden: &Golden) -> DiffusionConfig {
     }
     .check(Path::new("flow_config"))
     .expect("a valid config")
-}
-
-/// The reference's name of one of our parameters, and whether it stores the transpose.
-pub fn reference_name(name: &str, full: bool) -> (String, bool) {
-    let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    let two_layers = |prefix: &str, module: &str| {
-        let index = if module.ends_with("inner") { 0 } else { 2 };
-        format!("{prefix}.{index}")
-    };
-    let reference = if name == "classes" {
-        return ("model.data_label_embedder.weight".into(), false);
-    } else if module == "vocabulary.projection" {
-        "model.flow_token_embedder.embedder.layers_module.0".to_string()
-    } else if module.starts_with("timestep.") {
-        two_layers("model.timestep_embedder.mlp", module)
-    } else if module.starts_with("translation.") {
-        two_layers("model.flow_to_lm_encoder.embedder.layers_module", module)
-    } else if module.starts_with("final_weight.") {
-        two_layers("model.modulation_head.mlp", module)
-    } else {
-        let mut parts = module.split('.');
-        let (_, index, layer) = (parts.next(), parts.next().expect("block index"), parts.next().expect("layer"));
-        let prefix = format!("model.layers.{index}");
-        match layer {
-            "modulation" => two_layers(&format!("{prefix}.modulation_head.mlp"), module),
-            "query" => format!("{prefix}.self_attn.flow_q_proj"),
-            "output" => format!("{prefix}.self_attn.flow_o_proj"),
-            _ => format!("{prefix}.mlp.flow_{layer}_proj"),
-        }
-    };
-    let lora = matches!(leaf, "a" | "b");
-    assert!(!(lora && full), "{name}: low-rank factors in a full copy");
-    let leaf_name = if lora { leaf.to_uppercase() } else { leaf.to_string() };
-    (format!("{reference}.{leaf_name}"), leaf == "weight")
 }
 
 /// The transpose of a row-major matrix.

@@ -2,11 +2,12 @@
 //! clipping, and the learning-rate curves.
 
 use burn::module::AutodiffModule;
+use l2d_core::checkpoint::reference_name;
 use l2d_core::cpu::WeightFormat;
 use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::parameters::{parameters, trainable};
-use l2d_testkit::models::{golden_l2d, reference_name, transposed};
+use l2d_testkit::models::{golden_l2d, transposed};
 use l2d_testkit::{Golden, TestAutodiff, TestBackend, assert_close};
 use l2d_train::objective::{Draws, HostL2d, L2dObjective, Labelled, Recompute};
 use l2d_train::optimiser::{AdamW, AdamWConfig, Decay, NamedGradients, Schedule, Warmup, clip_coefficient};
@@ -94,7 +95,7 @@ impl Case {
     }
 
     fn compare(&self, name: &str, shape: &[usize], values: Vec<f32>, prefix: &str, tolerance: impl Fn(f64) -> f64) {
-        let (reference, transpose) = reference_name(name, self.name.ends_with("full"));
+        let (reference, transpose) = reference_name(name);
         let golden = self.golden.get(&format!("{prefix}/{reference}"));
         let values = if transpose { transposed(&values, shape[0], shape[1]) } else { values };
         let largest = golden.values.iter().fold(0f64, |m, x| m.max(x.abs()));
@@ -151,7 +152,7 @@ fn parity_four_adamw_updates() {
         for parameter in parameters(&path) {
             // A weight whose gradient is rounding noise moves by up to the learning rate in either direction; the rest is
             // exact. Such weights are few: the comparison is of the root mean square.
-            let (reference, transpose) = reference_name(&parameter.name, case.name.ends_with("full"));
+            let (reference, transpose) = reference_name(&parameter.name);
             // The file with full copies keeps only some of them.
             if !case.golden.has(&format!("param_after_adamw/{reference}")) {
                 continue;

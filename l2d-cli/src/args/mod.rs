@@ -13,11 +13,13 @@ mod plot;
 mod quickstart;
 mod train;
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
-pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs};
-pub(crate) use self::data::{DataCommand, DataInspectArgs};
+pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs, FromPytorchArgs, ToPytorchArgs};
+pub(crate) use self::data::{DataCommand, DataInspectArgs, SourceArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
 pub(crate) use self::eval::EvalArgs;
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};
@@ -68,12 +70,47 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a file or folder is: a model, an adapter, and whether the two fit.
     Inspect(InspectArgs),
-    /// Models from one format into another: merge a LoRA adapter into its base.
+    /// Models and adapters from one format into another.
     #[command(subcommand)]
     Convert(ConvertCommand),
     /// Measure speed.
     #[command(subcommand)]
     Bench(BenchCommand),
+}
+
+impl Command {
+    /// The models, adapters and data sets that the command reads, which may be addresses on the hub.
+    pub(crate) fn inputs(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Quickstart(_) | Self::Plot(_) => Vec::new(),
+            Self::Train(args) => args.source.inputs(&mut args.model).into_iter().chain(&mut args.lora).collect(),
+            Self::Plan(args) => args.source.inputs(&mut args.model),
+            Self::Generate(args) => args.model.inputs(),
+            Self::Chat(args) => args.model.inputs(),
+            Self::Eval(args) => args.model.inputs(),
+            Self::Data(DataCommand::Inspect(args)) => args.source.inputs(&mut args.model),
+            Self::Inspect(args) => args.paths.iter_mut().collect(),
+            Self::Convert(ConvertCommand::Merge(args)) => {
+                std::iter::once(&mut args.model).chain(&mut args.lora).collect()
+            }
+            Self::Convert(ConvertCommand::FromPytorch(args)) => vec![&mut args.model, &mut args.checkpoint],
+            Self::Convert(ConvertCommand::ToPytorch(args)) => vec![&mut args.model, &mut args.adapter],
+            Self::Bench(BenchCommand::Decode(args)) => args.model.inputs(),
+            Self::Bench(BenchCommand::Train(args)) => vec![&mut args.model],
+        }
+    }
+}
+
+impl SourceArgs {
+    fn inputs<'a>(&'a mut self, model: &'a mut PathBuf) -> Vec<&'a mut PathBuf> {
+        std::iter::once(model).chain(&mut self.data).collect()
+    }
+}
+
+impl ModelArgs {
+    fn inputs(&mut self) -> Vec<&mut PathBuf> {
+        std::iter::once(&mut self.model).chain(&mut self.lora).chain(&mut self.adapter).collect()
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::backend::BackendKind;
 use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::generator::{ModelGenerator, messages};
+use crate::hub::name_of;
 use crate::model::{Model, Text, on_interrupt};
 use crate::output::say;
 use crate::progress::EvalProgress;
@@ -138,17 +139,16 @@ struct Identity {
 
 impl Identity {
     fn of(args: &EvalArgs, base: &BaseFingerprint, text: &Text, backend: String) -> Result<Self, CliError> {
-        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let template = text.template.as_ref().map(|template| template.source());
         let text = json!([text.tokenizer.to_json()?, template, text.stop_tokens]);
         let mut key = json!({ "base": base, "text": sha256(text.to_string().as_bytes()), "backend": backend });
         let mut description = key.clone();
-        description["name"] = name(&args.model.model).into();
+        description["name"] = name_of(&args.model.model).into();
         if let Some(file) = &args.model.adapter {
             let bytes = std::fs::read(file).map_err(|e| CliError::io(file, e))?;
             key["adapter"] = sha256(&bytes).into();
             let notes = inspect_adapter(file)?.notes;
-            description["adapter"] = json!({ "name": name(file), "sha256": key["adapter"], "notes": notes });
+            description["adapter"] = json!({ "name": name_of(file), "sha256": key["adapter"], "notes": notes });
         }
         Ok(Self { key, description })
     }

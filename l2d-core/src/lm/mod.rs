@@ -22,4 +22,5 @@ pub(crate) use mlp::gated;
 pub use model::Lm;
 pub use norm::{RmsNorm, rms_normalise};
 pub use rope::{Rope, RopeTable};
+pub(crate) use weights::transposed;
 pub use weights::{HostTensor, host_values};

@@ -162,6 +162,13 @@ impl<B: Backend> Lm<B> {
 
     /// All weights in Hugging Face's names and layouts, a tied head left out, any LoRA merged in.
     pub fn export(&self) -> Vec<HostTensor> {
+        let mut all = Vec::new();
+        self.export_each(&mut |tensor| all.push(tensor));
+        all
+    }
+
+    /// [`Lm::export`], one tensor in memory at a time.
+    pub fn export_each(&self, visit: &mut dyn FnMut(HostTensor)) {
         let matrix = |name: String, linear: &Linear<B>| {
             let [inputs, outputs] = linear.shape();
             let weight = match &linear.lora {
@@ -177,15 +184,11 @@ impl<B: Backend> Lm<B> {
             values: host_values(tensor),
         };
         let embedding = self.embedding.val();
-        let mut all = vec![HostTensor {
-            name: EMBEDDING.into(),
-            shape: embedding.dims().to_vec(),
-            values: host_values(embedding),
-        }];
+        visit(HostTensor { name: EMBEDDING.into(), shape: embedding.dims().to_vec(), values: host_values(embedding) });
         for (i, block) in self.blocks.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
-            all.push(vector(format!("{prefix}.input_layernorm.weight"), block.attention_norm.weight.val()));
-            all.push(vector(format!("{prefix}.post_attention_layernorm.weight"), block.mlp_norm.weight.val()));
+            visit(vector(format!("{prefix}.input_layernorm.weight"), block.attention_norm.weight.val()));
+            visit(vector(format!("{prefix}.post_attention_layernorm.weight"), block.mlp_norm.weight.val()));
             let layers = [
                 ("self_attn.q_proj", &block.query),
                 ("self_attn.k_proj", &block.key),
@@ -196,17 +199,16 @@ impl<B: Backend> Lm<B> {
                 ("mlp.down_proj", &block.mlp.down),
             ];
             for (name, linear) in layers {
-                all.push(matrix(format!("{prefix}.{name}"), linear));
+                visit(matrix(format!("{prefix}.{name}"), linear));
                 if let Some(bias) = &linear.bias {
-                    all.push(vector(format!("{prefix}.{name}.bias"), bias.val()));
+                    visit(vector(format!("{prefix}.{name}.bias"), bias.val()));
                 }
             }
         }
-        all.push(vector(FINAL_NORM.into(), self.final_norm.weight.val()));
+        visit(vector(FINAL_NORM.into(), self.final_norm.weight.val()));
         if let Some(head) = self.head.as_ref().filter(|_| !self.config.tie_word_embeddings) {
-            all.push(matrix("lm_head".into(), head));
+            visit(matrix("lm_head".into(), head));
         }
-        all
     }
 }
 
@@ -298,7 +300,7 @@ impl<B: Backend> Loader<'_, B> {
 }
 
 /// The transpose of a row-major `[rows, columns]` matrix, blocked so that both sides stay in cache.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(crate) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut out = vec![0.0; values.len()];
     for row0 in (0..rows).step_by(TILE) {

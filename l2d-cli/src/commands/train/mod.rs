@@ -31,6 +31,7 @@ use crate::backend::BackendKind;
 use crate::commands::losses;
 use crate::error::CliError;
 use crate::export::export_model;
+use crate::hub::name_of;
 use crate::model::{Model, Text, load_base, on_interrupt};
 use crate::progress::TrainProgress;
 
@@ -197,12 +198,11 @@ fn finish<M>(trained: &Trained<M>, run: &Path, written: &Path) -> Result<(), Cli
 }
 
 fn notes(args: &TrainArgs, config: &TrainConfig) -> BTreeMap<String, String> {
-    let name = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let paths = config.sources.iter().filter_map(|source| source.path.as_deref());
-    let mut data: Vec<String> = paths.map(name).collect();
+    let mut data: Vec<String> = paths.map(name_of).collect();
     data.dedup();
     BTreeMap::from([
-        ("base_name".to_string(), name(&args.model)),
+        ("base_name".to_string(), name_of(&args.model)),
         ("data".to_string(), data.join(", ")),
         ("l2d_version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
     ])

@@ -6,6 +6,7 @@ use l2d_train::{ObjectiveKind, TrainConfig};
 
 use crate::args::{ObjectiveArg, TrainArgs};
 use crate::error::CliError;
+use crate::hub;
 
 /// The settings: defaults, then the TOML file, then --set, then flags.
 pub(crate) fn settings(args: &TrainArgs) -> Result<TrainConfig, CliError> {
@@ -42,7 +43,14 @@ pub(crate) fn from_files(files: &[PathBuf], entries: &[String]) -> Result<TrainC
     }
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     let source = if names.is_empty() { "the settings".to_string() } else { names.join(", ") };
-    table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))
+    let mut config: TrainConfig =
+        table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))?;
+    for source in &mut config.sources {
+        if let Some(path) = &mut source.path {
+            hub::fetch(path)?;
+        }
+    }
+    Ok(config)
 }
 
 /// Puts the keys of one table over another's; tables in both are merged, lists are replaced.
