@@ -2,10 +2,11 @@
 
 use l2d_core::corruption::TimestepSampling;
 use l2d_core::cpu::dense::Products;
-use l2d_core::diffusion::RawDiffusionConfig;
+use l2d_core::diffusion::{RawDiffusionConfig, Variant};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{BadRows, Columns, SourceConfig, check_sources};
+use crate::engine::EngineSettings;
 use crate::error::{Result, TrainError};
 use crate::objective::{DrawSettings, Recompute};
 use crate::optimiser::{AdamWConfig, Decay, GroupConfig, Groups, Schedule, Warmup};
@@ -60,6 +61,21 @@ impl Default for GenerateConfig {
     }
 }
 
+/// Number format of the frozen base's matrices in memory. What is computed with them is f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FrozenWeights {
+    /// On a CPU as the file stores them, quantised blocks too; elsewhere f32.
+    #[default]
+    Stored,
+    /// 32 bits a weight.
+    F32,
+    /// 16 bits a weight, bfloat16; rounds what is finer.
+    Bf16,
+    /// 16 bits a weight, half precision; rounds what is finer.
+    F16,
+}
+
 /// A run's settings. Every key may be left out; unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -110,14 +126,19 @@ pub struct TrainConfig {
     pub class_dropout: f64,
     /// Times and noises at each labelled position, which share one pass of the main path (objective `l2d`).
     pub draws_per_position: usize,
-    /// What is computed again on the way back instead of being kept (objective `l2d`).
+    /// What is computed again on the way back instead of being kept.
     pub recompute: Recompute,
-    /// The factors of large products (objective `l2d` on a CPU).
+    /// The factors of large products (on a CPU).
     pub matmul_precision: Products,
+    /// How the frozen base is kept (objectives `l2d` and `lora`).
+    pub frozen_weights: FrozenWeights,
     /// Rank of the low-rank corrections (objective `lora`).
     pub lora_rank: usize,
     /// Their alpha (objective `lora`).
     pub lora_alpha: f64,
+    /// Probability that an input of a low-rank correction is dropped, in training (objective `lora`, and `l2d` with a path of
+    /// corrections).
+    pub lora_dropout: f64,
     /// Rows of logits held at a time. (Objective `full` trains the head too and holds those of a whole micro-batch.)
     pub head_chunk: usize,
     /// What becomes of rows that cannot be used.
@@ -179,8 +200,10 @@ impl Default for TrainConfig {
             draws_per_position: 1,
             recompute: Recompute::None,
             matmul_precision: Products::F32,
+            frozen_weights: FrozenWeights::Stored,
             lora_rank: 32,
             lora_alpha: 64.0,
+            lora_dropout: 0.0,
             head_chunk: 1024,
             bad_rows: BadRows::Error,
             pad_to: 1,
@@ -245,8 +268,21 @@ impl TrainConfig {
                 return fail(key, format!("{value} is negative or not a number"));
             }
         }
-        if !fraction(self.ema_decay) {
-            return fail("ema_decay", format!("{} is outside [0, 1)", self.ema_decay));
+        for (key, value) in [("ema_decay", self.ema_decay), ("lora_dropout", self.lora_dropout)] {
+            if !fraction(value) {
+                return fail(key, format!("{value} is outside [0, 1)"));
+            }
+        }
+        let low_rank = match self.objective {
+            ObjectiveKind::L2d => matches!(self.diffusion.variant, Variant::Lora { .. }),
+            ObjectiveKind::Lora => true,
+            ObjectiveKind::Full => false,
+        };
+        if self.lora_dropout > 0.0 && !low_rank {
+            return fail("lora_dropout", "this run has no low-rank corrections that could drop anything".into());
+        }
+        if self.objective == ObjectiveKind::Full && self.frozen_weights != FrozenWeights::Stored {
+            return fail("frozen_weights", "objective `full` trains the base: nothing of it is frozen".into());
         }
         self.parameter_groups()?;
         self.check_generation()?;
@@ -309,8 +345,14 @@ impl TrainConfig {
 
     /// How the L2D objective draws.
     pub fn draws(&self) -> DrawSettings {
-        let Self { timesteps, class_dropout, draws_per_position: per_position, .. } = *self;
-        DrawSettings { timesteps, class_dropout, per_position }
+        let Self { timesteps, class_dropout, draws_per_position: per_position, lora_dropout, .. } = *self;
+        DrawSettings { timesteps, class_dropout, per_position, lora_dropout }
+    }
+
+    /// How the objective is computed.
+    pub fn engine(&self) -> EngineSettings {
+        let Self { head_chunk, recompute, matmul_precision: products, .. } = *self;
+        EngineSettings { head_chunk, recompute, products }
     }
 
     fn check_data(&self) -> Result<()> {

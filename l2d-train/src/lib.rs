@@ -4,6 +4,7 @@
 mod checksums;
 pub mod config;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod log;
 pub mod objective;
@@ -12,11 +13,12 @@ pub mod run;
 pub mod run_dir;
 pub mod task;
 
-pub use config::{BestBy, GenerateConfig, ObjectiveKind, TrainConfig};
+pub use config::{BestBy, FrozenWeights, GenerateConfig, ObjectiveKind, TrainConfig};
+pub use engine::{EngineSettings, L2dEngine, LmEngine};
 pub use error::{Result, TrainError};
 pub use run::{
     Evaluator, GenerationReport, GenerationScore, Memory, NoEvaluator, Observer, Outcome, Silent, StepReport,
     StepSeconds, Storage, Trained, ValidationReport, train, train_and_generate,
 };
 pub use run_dir::RunDir;
-pub use task::{L2dEngine, L2dTask, LmEngine, LmTask, Task};
+pub use task::{L2dTask, LmTask, Task};

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::AutodiffModule;
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter, read_tensors, save_adapter, write_tensors};
-use l2d_core::cpu::dense::Products;
+use burn::tensor::backend::AutodiffBackend;
+use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter_of, read_tensors, save_adapter, write_tensors};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::error::Error as CoreError;
 use l2d_core::lm::{HostTensor, Lm};
@@ -14,8 +13,9 @@ use l2d_core::parameters::{replace_trained_parameters, trainable, trained_parame
 use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
+use crate::engine::{L2dEngine, LmEngine};
 use crate::error::{Result, TrainError};
-use crate::objective::{DrawSettings, HostL2d, HostLm, L2dObjective, LmObjective, Recompute, StepLoss};
+use crate::objective::{DrawSettings, DropoutDraws, StepLoss};
 use crate::optimiser::NamedGradients;
 
 /// The diffusion path in a checkpoint's folder: an adapter as `l2d generate` takes it.
@@ -66,36 +66,16 @@ pub struct L2dTask<AB: AutodiffBackend> {
     draws: DrawSettings,
 }
 
-/// How the L2D objective is computed; both ways give the same numbers but for rounding.
-#[derive(Debug)]
-pub enum L2dEngine<AB: AutodiffBackend> {
-    /// By automatic differentiation on any backend.
-    Autodiff(Box<L2dObjective<AB>>),
-    /// By hand, on the CPU.
-    Host(Box<HostL2d<AB::InnerBackend>>),
-}
-
-impl<AB: AutodiffBackend> L2dEngine<AB> {
-    /// By hand beside a packed LM, by automatic differentiation beside another. `head_chunk` rows of logits are held at a
-    /// time; `products` and `recompute` are heeded by hand only.
-    pub fn new(lm: Lm<AB::InnerBackend>, head_chunk: usize, products: Products, recompute: Recompute) -> Self {
-        if lm.is_packed() {
-            let mut objective = HostL2d::new(lm, products);
-            (objective.head_chunk, objective.recompute) = (head_chunk, recompute);
-            return Self::Host(Box::new(objective));
-        }
-        let mut objective = L2dObjective::new(lm);
-        objective.head_chunk = head_chunk;
-        Self::Autodiff(Box::new(objective))
-    }
-}
-
 impl<AB: AutodiffBackend> L2dTask<AB> {
     /// Trains beside the engine's LM.
     pub fn new(engine: L2dEngine<AB>, draws: DrawSettings) -> Self {
-        let mut task = Self { engine, base: BaseFingerprint::default(), draws };
-        task.base = BaseFingerprint::of(task.lm());
-        task
+        let base = BaseFingerprint::of(engine.lm());
+        Self { engine, base, draws }
+    }
+
+    /// The same task, whose adapters belong to `base`: where the engine's LM is a rounded copy of it.
+    pub fn beside(self, base: BaseFingerprint) -> Self {
+        Self { base, ..self }
     }
 
     /// The base's fingerprint, as adapters carry it.
@@ -105,10 +85,7 @@ impl<AB: AutodiffBackend> L2dTask<AB> {
 
     /// The frozen LM.
     pub fn lm(&self) -> &Lm<AB::InnerBackend> {
-        match &self.engine {
-            L2dEngine::Autodiff(objective) => objective.lm(),
-            L2dEngine::Host(objective) => objective.lm(),
-        }
+        self.engine.lm()
     }
 }
 
@@ -124,17 +101,15 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
         let batch = batch.labelled();
         let draws = self.draws.draw(&model.config, &batch, rngs);
         match &self.engine {
-            L2dEngine::Autodiff(objective) => {
-                let (loss, gradients) = objective.loss_and_gradients(model, &batch, &draws);
-                (loss, NamedGradients::collect::<AB, _>(model, &gradients))
-            }
+            L2dEngine::Autodiff(objective) => objective.loss_and_gradients(model, &batch, &draws),
             L2dEngine::Host(objective) => objective.loss_and_gradients(&model.valid(), &batch, &draws),
         }
     }
 
     fn loss(&self, model: &Self::Model, batch: &Batch, rngs: &mut [ChaCha8Rng]) -> StepLoss {
         let batch = batch.labelled();
-        let draws = self.draws.draw(&model.config, &batch, rngs);
+        // What is measured drops nothing.
+        let draws = DrawSettings { lora_dropout: 0.0, ..self.draws }.draw(&model.config, &batch, rngs);
         match &self.engine {
             L2dEngine::Autodiff(objective) => objective.loss(&model.valid(), &batch, &draws),
             L2dEngine::Host(objective) => objective.loss(&model.valid(), &batch, &draws),
@@ -150,7 +125,7 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
     }
 
     fn load(&self, _model: Self::Model, folder: &Path) -> Result<Self::Model> {
-        let path = load_adapter(&folder.join(ADAPTER_FILE), self.lm())?;
+        let path = load_adapter_of(&folder.join(ADAPTER_FILE), self.lm(), &self.base)?;
         Ok(trainable(AutodiffModule::from_inner(path)))
     }
 }
@@ -160,31 +135,13 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
 #[derive(Debug)]
 pub struct LmTask {
     engine: LmEngine,
-}
-
-/// How next-token cross-entropy is computed; both ways give the same numbers but for rounding.
-#[derive(Debug)]
-pub enum LmEngine {
-    /// By automatic differentiation on any backend.
-    Autodiff(LmObjective),
-    /// By hand, on the CPU.
-    Host(Box<HostLm>),
-}
-
-impl LmEngine {
-    /// By hand for the given model: a dense one, all of which is trained, or a packed one with corrections. `head_chunk` rows
-    /// of logits are held at a time.
-    pub fn host<B: Backend>(lm: &Lm<B>, head_chunk: usize, products: Products, recompute: Recompute) -> Self {
-        let mut objective = HostLm::new(lm, products);
-        (objective.head_chunk, objective.recompute) = (head_chunk, recompute);
-        Self::Host(Box::new(objective))
-    }
+    lora_dropout: f64,
 }
 
 impl LmTask {
-    /// Trains by the given engine.
-    pub fn new(engine: LmEngine) -> Self {
-        Self { engine }
+    /// Trains by the given engine; each input of a low-rank correction is dropped with the probability `lora_dropout`.
+    pub fn new(engine: LmEngine, lora_dropout: f64) -> Self {
+        Self { engine, lora_dropout }
     }
 }
 
@@ -195,14 +152,12 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
         &self,
         model: &Self::Model,
         batch: &Batch,
-        _rngs: &mut [ChaCha8Rng],
+        rngs: &mut [ChaCha8Rng],
     ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
+        let dropout = DropoutDraws::of_sequences(self.lora_dropout, rngs);
         match &self.engine {
-            LmEngine::Autodiff(objective) => {
-                let (loss, gradients) = objective.loss_and_gradients(model, &batch.labelled());
-                (loss, NamedGradients::collect::<AB, _>(model, &gradients))
-            }
-            LmEngine::Host(objective) => objective.loss_and_gradients(model, &batch.labelled()),
+            LmEngine::Autodiff(objective) => objective.loss_and_gradients(model, &batch.labelled(), dropout.as_ref()),
+            LmEngine::Host(objective) => objective.loss_and_gradients(model, &batch.labelled(), dropout.as_ref()),
         }
     }
 

@@ -3,16 +3,15 @@
 
 use burn::module::AutodiffModule;
 use l2d_core::cpu::WeightFormat;
-use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{DrawSettings, LmObjective, Recompute, StepLoss, add_lora};
+use l2d_train::objective::{DrawSettings, StepLoss, add_lora};
 use l2d_train::optimiser::{NamedGradients, trainable_sizes};
-use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, Task};
+use l2d_train::{EngineSettings, L2dEngine, L2dTask, LmEngine, LmTask, Task};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -119,7 +118,7 @@ fn l2d(packed: bool) -> (L2dTask<AB>, DiffusionPath<AB>) {
     let path: DiffusionPath<B> = DiffusionPath::init(&base(), &config, &mut ChaCha8Rng::seed_from_u64(0));
     let lm = if packed { base().packed(WeightFormat::F32) } else { base() };
     let draws = DrawSettings { per_position: 2, ..DrawSettings::default() };
-    let task = L2dTask::new(L2dEngine::new(lm, 5, Products::F32, Recompute::None), draws);
+    let task = L2dTask::new(L2dEngine::new(lm, EngineSettings { head_chunk: 5, ..EngineSettings::default() }), draws);
     // So much that w(t) - w(0) is no small difference of large numbers, whose rounding would be larger than what is tested.
     (task, shaken(trainable(AutodiffModule::from_inner(path)), 1.0))
 }
@@ -133,11 +132,8 @@ fn weights(low_rank: bool, by_hand: bool) -> (LmTask, Lm<AB>) {
         false => trainable(lm),
     };
     let lm = shaken(lm, 0.1);
-    let engine = match by_hand {
-        true => LmEngine::host(&lm, 5, Products::F32, Recompute::None),
-        false => LmEngine::Autodiff(LmObjective { head_chunk: 5 }),
-    };
-    (LmTask::new(engine), lm)
+    let engine = LmEngine::new(&lm, by_hand, EngineSettings { head_chunk: 5, ..EngineSettings::default() });
+    (LmTask::new(engine, 0.0), lm)
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 //! draws, rounded weights and products.
 
 use burn::module::AutodiffModule;
+use burn::tensor::FloatDType;
 use l2d_core::cpu::WeightFormat;
 use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, RawDiffusionConfig, Variant};
@@ -10,7 +11,8 @@ use l2d_core::parameters::{parameters, replace_parameters, replace_trained_param
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
 use l2d_train::objective::{
-    DrawSettings, Draws, HostL2d, HostLm, L2dObjective, Labelled, LmObjective, Recompute, StepLoss, add_lora,
+    DrawSettings, Draws, DropoutDraws, HostL2d, HostLm, L2dObjective, Labelled, LmObjective, Recompute, StepLoss,
+    add_lora,
 };
 use l2d_train::optimiser::NamedGradients;
 use rand::{RngExt, SeedableRng};
@@ -96,9 +98,11 @@ fn ragged_batches_and_several_draws_give_the_gradients_of_automatic_differentiat
             let learning = trainable(AutodiffModule::from_inner(path.clone()));
             for per_position in [1, 3] {
                 let draws = draws(&path, &batch, per_position);
-                let (loss, gradients) =
-                    L2dObjective::<AB>::new(lm.clone()).loss_and_gradients(&learning, &batch, &draws);
-                let expected = (loss, NamedGradients::collect::<AB, _>(&learning, &gradients));
+                let mut objective = L2dObjective::<AB>::new(lm.clone());
+                let expected = objective.loss_and_gradients(&learning, &batch, &draws);
+                objective.recompute = Recompute::Blocks;
+                let by_blocks = objective.loss_and_gradients(&learning, &batch, &draws);
+                assert_alike(&parameters(&path), &by_blocks, &expected, 5e-4);
                 for recompute in [Recompute::None, Recompute::Blocks] {
                     let mut host = HostL2d::new(lm.clone().packed(WeightFormat::F32), Products::F32);
                     host.recompute = recompute;
@@ -112,6 +116,67 @@ fn ragged_batches_and_several_draws_give_the_gradients_of_automatic_differentiat
                 }
             }
         }
+    }
+}
+
+#[test]
+fn dropout_drops_the_same_in_every_way_of_computing() {
+    let lm = golden_lm::<B>("base_llama", &Default::default());
+    let path = path(&lm, Variant::Lora { rank: 3, alpha: 5.0 }, &[]);
+    let batch = batch();
+    let batch = labelled(&batch, false);
+    let learning = trainable(AutodiffModule::from_inner(path.clone()));
+    let settings = DrawSettings { lora_dropout: 0.3, per_position: 2, ..DrawSettings::default() };
+    let mut rngs: Vec<ChaCha8Rng> = (0..3).map(ChaCha8Rng::seed_from_u64).collect();
+    let draws = settings.draw(&path.config, &batch, &mut rngs);
+    let mut objective = L2dObjective::<AB>::new(lm.clone());
+    let expected = objective.loss_and_gradients(&learning, &batch, &draws);
+    objective.recompute = Recompute::Blocks;
+    assert_alike(&parameters(&path), &objective.loss_and_gradients(&learning, &batch, &draws), &expected, 5e-4);
+    for recompute in [Recompute::None, Recompute::Blocks] {
+        let mut host = HostL2d::new(lm.clone().packed(WeightFormat::F32), Products::F32);
+        host.recompute = recompute;
+        assert_alike(&parameters(&path), &host.loss_and_gradients(&path, &batch, &draws), &expected, 5e-4);
+    }
+    let without = Draws { dropout: None, ..draws.clone() };
+    let other = objective.loss_and_gradients(&learning, &batch, &without);
+    let slope = |gradients: &NamedGradients<B>| values(gradients, "blocks.1.query.a");
+    let largest = slope(&other.1).iter().fold(0f32, |m, x| m.max(x.abs()));
+    let moved = slope(&other.1).iter().zip(slope(&expected.1)).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(moved > 0.1 * largest, "something is dropped: {moved} of {largest}");
+    assert_eq!(objective.loss(&path, &batch, &draws).sum, other.0.sum, "and nothing where the loss is measured");
+    // Other draws are what they were without dropout.
+    let plain = DrawSettings { lora_dropout: 0.0, ..settings };
+    let mut rngs: Vec<ChaCha8Rng> = (0..3).map(ChaCha8Rng::seed_from_u64).collect();
+    assert_eq!(plain.draw(&path.config, &batch, &mut rngs).noise, draws.noise);
+}
+
+#[test]
+fn a_base_kept_in_half_the_bits_is_multiplied_as_rounded() {
+    let lm = golden_lm::<B>("base_llama", &Default::default());
+    let path = path(&lm, Variant::Lora { rank: 3, alpha: 5.0 }, &[]);
+    let batch = batch();
+    let batch = labelled(&batch, false);
+    let draws = draws(&path, &batch, 1);
+    let learning = trainable(AutodiffModule::from_inner(path.clone()));
+    for (dtype, format) in [(FloatDType::BF16, WeightFormat::Bf16), (FloatDType::F16, WeightFormat::F16)] {
+        // By hand the head is packed in the same format, which it is not on other backends: give both the rounded weights.
+        let rounded = lm.clone().kept_as(dtype);
+        let bits = rounded.blocks[0].query.weight.val().dtype();
+        assert_eq!(bits, burn::tensor::DType::from(dtype));
+        let dense = rounded.clone().kept_as(FloatDType::F32);
+        for recompute in [Recompute::None, Recompute::Blocks] {
+            let gradients = |lm: Lm<B>| {
+                let mut objective = L2dObjective::<AB>::new(lm);
+                objective.recompute = recompute;
+                objective.loss_and_gradients(&learning, &batch, &draws)
+            };
+            assert_alike(&parameters(&path), &gradients(rounded.clone()), &gradients(dense.clone()), 1e-5);
+        }
+        let by_hand = HostL2d::new(lm.clone().packed(format), Products::F32).loss_and_gradients(&path, &batch, &draws);
+        let whole = HostL2d::new(lm.clone().packed(WeightFormat::F32), Products::F32);
+        let whole = whole.loss_and_gradients(&path, &batch, &draws);
+        assert!((by_hand.0.sum / whole.0.sum - 1.0).abs() < 1e-2, "rounding is no other model");
     }
 }
 
@@ -171,18 +236,30 @@ fn rounded_products_stay_near() {
     assert!(cosine > 0.99, "the gradient points the same way: {cosine}");
 }
 
-/// The gradients of an LM's trained parameters by hand and by automatic differentiation.
+/// The gradients of an LM's trained parameters by hand and by automatic differentiation, with and without the blocks computed
+/// again, with and without dropout.
 fn compare_lm(by_hand: &Lm<AB>, differentiated: &Lm<AB>) {
     let batch = batch();
     let batch = labelled(&batch, false);
-    let (loss, gradients) = LmObjective { head_chunk: 7 }.loss_and_gradients(differentiated, &batch);
-    let expected = (loss, NamedGradients::collect::<AB, _>(differentiated, &gradients));
-    for recompute in [Recompute::None, Recompute::Blocks] {
-        let mut host = HostLm::new(by_hand, Products::F32);
-        (host.head_chunk, host.recompute) = (7, recompute);
-        let found = host.loss_and_gradients(by_hand, &batch);
-        assert_alike(&trained_parameters(differentiated), &found, &expected, 5e-4);
-        assert_eq!(host.loss(by_hand, &batch), found.0, "the validation loss is the training loss");
+    let names = trained_parameters(differentiated);
+    let dropout = DropoutDraws { probability: 0.4, seeds: vec![11, 12, 13] };
+    let mut losses = Vec::new();
+    for dropout in [None, Some(&dropout)] {
+        let mut objective = LmObjective { head_chunk: 7, recompute: Recompute::None };
+        let expected = objective.loss_and_gradients(differentiated, &batch, dropout);
+        objective.recompute = Recompute::Blocks;
+        let by_blocks = objective.loss_and_gradients(differentiated, &batch, dropout);
+        assert_alike(&names, &by_blocks, &expected, 5e-4);
+        for recompute in [Recompute::None, Recompute::Blocks] {
+            let mut host = HostLm::new(by_hand, Products::F32);
+            (host.head_chunk, host.recompute) = (7, recompute);
+            let found = host.loss_and_gradients(by_hand, &batch, dropout);
+            assert_alike(&names, &found, &expected, 5e-4);
+            let same = host.loss(by_hand, &batch).sum == found.0.sum;
+            let drops = dropout.is_some() && names.iter().any(|tensor| tensor.name.contains("lora"));
+            assert_eq!(same, !drops, "the validation loss is the training loss where nothing is dropped");
+        }
+        losses.push(expected.0.sum);
     }
 }
 

@@ -6,18 +6,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::{AutodiffModule, Module, Param};
-use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::{parameters, replace_trained_parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff, TestBackend};
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{DrawSettings, Labelled, LmObjective, Recompute, StepLoss, add_lora};
+use l2d_train::objective::{DrawSettings, Labelled, LmObjective, StepLoss, add_lora};
 use l2d_train::optimiser::NamedGradients;
 use l2d_train::{
-    L2dEngine, L2dTask, LmEngine, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task, TrainConfig,
-    TrainError, Trained, train,
+    EngineSettings, L2dEngine, L2dTask, LmEngine, LmTask, Observer, Outcome, RunDir, Silent, StepReport, Storage, Task,
+    TrainConfig, TrainError, Trained, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -57,7 +56,7 @@ fn config() -> TrainConfig {
 
 /// The task by automatic differentiation.
 fn l2d_task(lm: Lm<B>) -> L2dTask<AB> {
-    L2dTask::new(L2dEngine::new(lm, 1024, Products::F32, Recompute::None), DrawSettings::default())
+    L2dTask::new(L2dEngine::new(lm, EngineSettings::default()), DrawSettings::default())
 }
 
 /// A line of the metrics without what no two runs have in common.
@@ -445,7 +444,8 @@ fn run_lm(
     let storage = Storage { dir: RunDir::create(folder).expect("a folder"), resume, notes: BTreeMap::new() };
     let mut observer = Losses { losses: vec![], stop_after, cancel: Box::leak(Box::new(AtomicBool::new(false))) };
     let cancel = observer.cancel;
-    let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk }));
+    let task =
+        LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk, ..LmObjective::default() }), 0.0);
     let (training, validation) = (examples(17, 1), examples(6, 2));
     let lm = lm_to_train(low_rank);
     let device = Default::default();
@@ -477,7 +477,7 @@ fn finetuning_the_lm_resumes_bitwise_and_keeps_only_what_it_trains() {
         let (stored, _) = l2d_core::checkpoint::read_tensors(&file).expect("read");
         assert_eq!(stored.keys().all(|name| name.contains(".lora.")), low_rank, "{:?}", stored.keys());
         if low_rank {
-            let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: 7 }));
+            let task = LmTask::new(LmEngine::Autodiff(LmObjective { head_chunk: 7, ..LmObjective::default() }), 0.0);
             let other = lm_to_train(true);
             let shifted = other.final_norm.weight.val() + 0.5;
             let mut other = other;
@@ -505,13 +505,12 @@ fn the_gradient_of_the_lm_is_the_slope_of_its_loss() {
     for low_rank in [false, true] {
         let examples = examples(4, 9);
         let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), None);
-        let objective = LmObjective { head_chunk: 3 };
+        let objective = LmObjective { head_chunk: 3, ..LmObjective::default() };
         // Fresh corrections begin at zero and their other factor without a slope: begin a little further on.
         let mut lm = lm_to_train(low_rank);
-        let (_, gradients) = objective.loss_and_gradients(&lm, &batch.labelled());
-        lm = moved(lm.clone(), &NamedGradients::collect::<AB, _>(&lm, &gradients), 1e-3);
-        let (loss, gradients) = objective.loss_and_gradients(&lm, &batch.labelled());
-        let gradients = NamedGradients::collect::<AB, _>(&lm, &gradients);
+        let (_, gradients) = objective.loss_and_gradients(&lm, &batch.labelled(), None);
+        lm = moved(lm.clone(), &gradients, 1e-3);
+        let (loss, gradients) = objective.loss_and_gradients(&lm, &batch.labelled(), None);
         let norm = gradients.norm();
         let loss_at = |distance: f64| {
             let there = moved(lm.clone(), &gradients, (distance / norm) as f32);

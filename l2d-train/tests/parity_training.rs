@@ -50,6 +50,7 @@ impl Case {
                 let classes = &golden.get("in/class_labels").values;
                 labelled.iter().map(|&i| classes[i / length] as usize).collect()
             }),
+            dropout: None,
         };
         let mut objective = L2dObjective::new(lm);
         // A chunk that divides nothing evenly: the seams must not show.
@@ -66,12 +67,14 @@ impl Case {
         }
     }
 
-    /// Every file by automatic differentiation, and by hand with and without the blocks computed again.
+    /// Every file by automatic differentiation and by hand, with and without the blocks computed again.
     fn all() -> impl Iterator<Item = Self> {
         FILES.into_iter().flat_map(|name| {
-            [None, Some(Recompute::None), Some(Recompute::Blocks)].map(|by_hand| {
+            let ways = [false, true].map(|by_hand| [Recompute::None, Recompute::Blocks].map(|again| (by_hand, again)));
+            ways.into_iter().flatten().map(move |(by_hand, recompute)| {
                 let mut case = Self::load(name);
-                case.host = by_hand.map(|recompute| {
+                case.objective.recompute = recompute;
+                case.host = by_hand.then(|| {
                     let mut host = HostL2d::new(case.objective.lm().clone().packed(WeightFormat::F32), Products::F32);
                     (host.head_chunk, host.recompute) = (5, recompute);
                     host
@@ -84,10 +87,7 @@ impl Case {
     fn gradients(&self, path: &DiffusionPath<AB>) -> (f64, NamedGradients<B>) {
         let batch = Labelled { tokens: &self.tokens, labels: &self.labels, classes: None };
         let (loss, mut named) = match &self.host {
-            None => {
-                let (loss, gradients) = self.objective.loss_and_gradients(path, &batch, &self.draws);
-                (loss, NamedGradients::collect::<AB, _>(path, &gradients))
-            }
+            None => self.objective.loss_and_gradients(path, &batch, &self.draws),
             Some(host) => host.loss_and_gradients(&path.valid(), &batch, &self.draws),
         };
         named.scale(1.0 / loss.tokens as f64);

@@ -7,17 +7,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::AutodiffModule;
-use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::HostTensor;
 use l2d_core::parameters::{parameters, trainable};
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
 use l2d_train::data::Example;
-use l2d_train::objective::{DrawSettings, Recompute};
+use l2d_train::objective::DrawSettings;
 use l2d_train::{
-    BestBy, Evaluator, GenerateConfig, GenerationReport, GenerationScore, L2dEngine, L2dTask, Observer, Outcome,
-    RunDir, StepReport, Storage, Task, TrainConfig, TrainError, Trained, ValidationReport, train_and_generate,
+    BestBy, EngineSettings, Evaluator, GenerateConfig, GenerationReport, GenerationScore, L2dEngine, L2dTask, Observer,
+    Outcome, RunDir, StepReport, Storage, Task, TrainConfig, TrainError, Trained, ValidationReport, train_and_generate,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -56,7 +55,7 @@ fn config() -> TrainConfig {
 
 fn task() -> L2dTask<AB> {
     let lm = golden_lm::<B>("base_llama", &Default::default());
-    L2dTask::new(L2dEngine::new(lm, 1024, Products::F32, Recompute::None), DrawSettings::default())
+    L2dTask::new(L2dEngine::new(lm, EngineSettings::default()), DrawSettings::default())
 }
 
 fn fresh(config: &TrainConfig) -> Trainee {

@@ -25,7 +25,7 @@ use l2d_eval::{Evaluation, RunResult, RunSettings, Sample};
 use l2d_infer::decode::{Decoder, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::data::{Dataset, Example};
-use l2d_train::objective::{LmObjective, add_lora};
+use l2d_train::objective::add_lora;
 use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, Outcome, Silent, Task, TrainConfig, train};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -119,7 +119,7 @@ impl<B: Backend> Session<'_, B> {
         let lm = self.lm.clone();
         // On a CPU by hand, which takes packed weights.
         let lm = if self.backend.is_cpu() { lm.packed(WeightFormat::F32) } else { lm };
-        let engine = L2dEngine::new(lm, recipe.head_chunk, recipe.matmul_precision, recipe.recompute);
+        let engine = L2dEngine::new(lm, recipe.engine());
         let task = L2dTask::<Autodiff<B>>::new(engine, recipe.draws());
         let path = self.train(&task, trainable(AutodiffModule::from_inner(path)), recipe, examples)?.valid();
         let file = self.args.out.join("live-adapter.safetensors");
@@ -137,11 +137,7 @@ impl<B: Backend> Session<'_, B> {
         let lm = if by_hand { lm.packed(WeightFormat::F32) } else { lm };
         let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
         let lm = add_lora(lm, recipe.lora_rank, recipe.lora_alpha, &mut ChaCha8Rng::seed_from_u64(self.args.seed));
-        let task = LmTask::new(if by_hand {
-            LmEngine::host(&lm, recipe.head_chunk, recipe.matmul_precision, recipe.recompute)
-        } else {
-            LmEngine::Autodiff(LmObjective { head_chunk: recipe.head_chunk })
-        });
+        let task = LmTask::new(LmEngine::new(&lm, by_hand, recipe.engine()), recipe.lora_dropout);
         // The base has learnt this task already; the paper, too, sweeps weight finetuning at a tenth of L2D's rate.
         let config = TrainConfig { learning_rate: recipe.learning_rate / 10.0, ..recipe.clone() };
         let trained = self.train(&task, lm, &config, examples)?.valid();

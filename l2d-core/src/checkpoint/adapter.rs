@@ -132,16 +132,30 @@ pub fn inspect_adapter(file: &Path) -> Result<AdapterInfo> {
 /// # Errors
 /// Not an adapter file, another version, a missing, extra or wrongly shaped tensor, or trained on another base.
 pub fn load_adapter<B: Backend>(file: &Path, lm: &Lm<B>) -> Result<DiffusionPath<B>> {
+    load_adapter_of(file, lm, &BaseFingerprint::of(lm))
+}
+
+/// [`load_adapter`] for a file that belongs to `base`, where `lm` is a rounded copy of it.
+pub fn load_adapter_of<B: Backend>(file: &Path, lm: &Lm<B>, base: &BaseFingerprint) -> Result<DiffusionPath<B>> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-    load_adapter_bytes(file, &bytes, lm)
+    parse_adapter(file, &bytes, lm, base)
 }
 
 /// [`load_adapter`] from a file's content; `file` is the name in errors.
 pub fn load_adapter_bytes<B: Backend>(file: &Path, bytes: &[u8], lm: &Lm<B>) -> Result<DiffusionPath<B>> {
+    parse_adapter(file, bytes, lm, &BaseFingerprint::of(lm))
+}
+
+fn parse_adapter<B: Backend>(
+    file: &Path,
+    bytes: &[u8],
+    lm: &Lm<B>,
+    base: &BaseFingerprint,
+) -> Result<DiffusionPath<B>> {
     let (mut tensors, notes) = parse_tensors(file, bytes)?;
     let shapes = tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
     let info = describe_adapter(file, notes, shapes)?;
-    if let Some(reason) = info.mismatch(&BaseFingerprint::of(lm)) {
+    if let Some(reason) = info.mismatch(base) {
         return Err(Error::AdapterMismatch { path: file.to_path_buf(), reason });
     }
     // A few bytes of config may stand for a path of any size: no more is made than the file can fill. (A tensor or two that

@@ -13,7 +13,8 @@ mod source;
 mod tensor_file;
 
 pub use adapter::{
-    AdapterInfo, BaseFingerprint, inspect_adapter, is_adapter, load_adapter, load_adapter_bytes, save_adapter,
+    AdapterInfo, BaseFingerprint, inspect_adapter, is_adapter, load_adapter, load_adapter_bytes, load_adapter_of,
+    save_adapter,
 };
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;

@@ -65,9 +65,31 @@ impl<B: Backend> DiffusionBlock<B> {
         plan: &AttentionPlan<B>,
         context: Context<'_, B>,
     ) -> Tensor<B, 2> {
-        let u =
-            base.attention_norm.forward_modulated(z.clone(), &modulation.attention_scale, &modulation.attention_shift);
-        let z = z + self.attention(u, base, plan, context) * modulation.attention_gate.clone();
+        let queries = self.queries(z.clone(), base, modulation, plan);
+        self.finish(z, context.attend(plan, queries), base, modulation)
+    }
+
+    /// What comes before attention: rotated queries `[rows, heads * head_dim]`.
+    pub fn queries(
+        &self,
+        z: Tensor<B, 2>,
+        base: &Block<B>,
+        modulation: &BlockModulation<B>,
+        plan: &AttentionPlan<B>,
+    ) -> Tensor<B, 2> {
+        let u = base.attention_norm.forward_modulated(z, &modulation.attention_scale, &modulation.attention_shift);
+        plan.rotate_queries(self.query.forward(u, &base.query))
+    }
+
+    /// What comes after it: the block's input `z` and attention's result `mixed: [rows, heads * head_dim]` to its output.
+    pub fn finish(
+        &self,
+        z: Tensor<B, 2>,
+        mixed: Tensor<B, 2>,
+        base: &Block<B>,
+        modulation: &BlockModulation<B>,
+    ) -> Tensor<B, 2> {
+        let z = z + self.output.forward(mixed, &base.output) * modulation.attention_gate.clone();
         let u = base.mlp_norm.forward_modulated(z.clone(), &modulation.mlp_scale, &modulation.mlp_shift);
         z + self.mlp(u, base) * modulation.mlp_gate.clone()
     }

@@ -80,8 +80,14 @@ impl<B: Backend> DiffusionPath<B> {
     /// [`DiffusionPath::conditioning`]).
     pub fn modulation(&self, timesteps: &[f32], classes: Option<&[usize]>) -> Modulation<B> {
         let tau = self.conditioning(timesteps, classes);
-        let device = tau.device();
         let blocks = self.blocks.iter().map(|block| BlockModulation::new(&block.modulation, tau.clone())).collect();
+        Modulation { blocks, ..self.modulation_of_ends(timesteps, classes, tau) }
+    }
+
+    /// [`DiffusionPath::modulation`] without the blocks': the scale of the input and the final weight, from
+    /// `tau: [rows, c]`, the conditioning of these times and classes.
+    pub fn modulation_of_ends(&self, timesteps: &[f32], classes: Option<&[usize]>, tau: Tensor<B, 2>) -> Modulation<B> {
+        let device = tau.device();
         let at_zero = self.timestep.forward(&[0.0]); // [1, c]
         let offset = match &self.classes {
             None => self.final_weight.forward(at_zero),
@@ -99,7 +105,7 @@ impl<B: Backend> DiffusionPath<B> {
         let sigma = self.config.sigma as f32;
         let input_scale =
             column(timesteps.iter().map(|&t| 1.0 / ((1.0 - t) * (1.0 - t) * sigma * sigma + t * t).sqrt()).collect());
-        Modulation { input_scale: input_scale.cast(FloatDType::F32), blocks, final_weight }
+        Modulation { input_scale: input_scale.cast(FloatDType::F32), blocks: Vec::new(), final_weight }
     }
 
     /// `x_t: [rows, d]` (any float type) to the path's first hidden state `[rows, H]`; rescaled in f32.

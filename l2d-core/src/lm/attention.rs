@@ -1,9 +1,9 @@
 //! Grouped-query attention of a set of rows over cached keys and values.
 
-use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
+use super::dense_attention::{attend, attention_gradients};
 use super::kv_cache::KvCache;
 use super::rope::{Rope, RopeTable};
 use crate::config::LmConfig;
@@ -30,9 +30,9 @@ pub(crate) struct DensePlan<B: Backend> {
     key_rope: RopeTable<B>,
     /// Added to the scores: 0 where a row may look, hugely negative elsewhere. `[batch, 1, 1, rows, slots]`; `None` when
     /// every row sees every slot.
-    bias: Option<Tensor<B, 5>>,
-    batch: usize,
-    rows: usize,
+    pub(super) bias: Option<Tensor<B, 5>>,
+    pub(super) batch: usize,
+    pub(super) rows: usize,
     head_dim: usize,
 }
 
@@ -119,6 +119,20 @@ impl<B: Backend> AttentionPlan<B> {
         }
     }
 
+    /// Keys or values `[batch * rows, kv_heads * head_dim]` of a dense plan's rows as `[batch, kv_heads, rows, head_dim]`.
+    ///
+    /// # Panics
+    /// When the plan is for a paged cache.
+    pub fn split_heads(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+        self.as_dense().split_heads(x)
+    }
+
+    /// [`AttentionPlan::split_heads`] the other way round.
+    pub fn join_heads(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
+        let [batch, heads, rows, head_dim] = x.dims();
+        x.swap_dims(1, 2).reshape([batch * rows, heads * head_dim])
+    }
+
     pub(crate) fn as_dense(&self) -> &DensePlan<B> {
         match &self.0 {
             Plan::Dense(plan) => plan,
@@ -157,7 +171,32 @@ pub enum Context<'a, B: Backend> {
     Pages(&'a [PagedSequence], usize),
 }
 
+/// Derivatives of a loss by what [`Context::attend`] was given.
+#[derive(Debug)]
+pub struct AttentionGradients<B: Backend> {
+    /// By the rotated queries, `[rows, heads * head_dim]`.
+    pub queries: Tensor<B, 2>,
+    /// By keys and values, `[batch, kv_heads, slots, head_dim]` each; `None` where they were not asked for.
+    pub context: Option<[Tensor<B, 4>; 2]>,
+}
+
 impl<B: Backend> Context<'_, B> {
+    /// From the derivative by [`Context::attend`]'s result, `dmixed: [rows, heads * head_dim]`, to those by the queries it
+    /// was given and, where `learn_context`, by keys and values. Scores are computed again, some queries at a time.
+    ///
+    /// # Panics
+    /// Over a paged cache, which is for inference.
+    pub fn attend_backward(
+        self,
+        plan: &AttentionPlan<B>,
+        queries: Tensor<B, 2>,
+        dmixed: Tensor<B, 2>,
+        learn_context: bool,
+    ) -> AttentionGradients<B> {
+        let Self::Tensors(keys, values) = self else { panic!("a paged cache has no gradients") };
+        attention_gradients(plan.as_dense(), queries, keys, values, dmixed, learn_context)
+    }
+
     /// `softmax(Q K^T / sqrt(head_dim)) V` for rotated queries `[rows, heads * head_dim]`, same shape out.
     pub fn attend(self, plan: &AttentionPlan<B>, queries: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
@@ -165,34 +204,4 @@ impl<B: Backend> Context<'_, B> {
             Self::Pages(sequences, layer) => B::paged_attention(queries, sequences, layer, &plan.as_paged().places),
         }
     }
-}
-
-/// `softmax(Q K^T / sqrt(head_dim)) V` for rotated queries `[batch * rows, heads * head_dim]` over keys and values
-/// `[batch, kv_heads, slots, head_dim]`; returns `[batch * rows, heads * head_dim]`.
-///
-/// Keys and values are never repeated. The query heads of one key/value head are a broadcast axis where there are many
-/// rows; where there is one row each they are rows of one product, so that keys and values are read once.
-fn attend<B: Backend>(
-    plan: &DensePlan<B>,
-    queries: Tensor<B, 2>,
-    keys: Tensor<B, 4>,
-    values: Tensor<B, 4>,
-) -> Tensor<B, 2> {
-    let ([_, width], [_, kv_heads, _, head_dim]) = (queries.dims(), keys.dims());
-    let (batch, rows, group) = (plan.batch, plan.rows, width / head_dim / kv_heads);
-    let queries = queries * (1.0 / (head_dim as f64).sqrt());
-    let queries = if rows == 1 {
-        queries.reshape([batch, kv_heads, 1, group, head_dim])
-    } else {
-        // [batch, kv_heads, group, rows, head_dim]
-        queries.reshape([batch, rows, kv_heads, group, head_dim]).permute([0, 2, 3, 1, 4])
-    };
-    let mut scores = queries.matmul(keys.swap_dims(2, 3).unsqueeze_dim(2)); // [batch, kv_heads, group, rows, slots]
-    if let Some(bias) = &plan.bias {
-        // With one row, `group` stands in the place of `rows`: the bias broadcasts over it.
-        scores = scores + bias.clone();
-    }
-    let mixed = softmax(scores, 4).matmul(values.unsqueeze_dim(2)); // [batch, kv_heads, group, rows, head_dim]
-    let mixed = if rows == 1 { mixed } else { mixed.permute([0, 3, 1, 2, 4]) };
-    mixed.reshape([batch * rows, width])
 }

@@ -1,8 +1,8 @@
 //! One block of the base LM.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::attention::AttentionPlan;
 use super::kv_cache::KvCache;
@@ -52,13 +52,32 @@ impl<B: Backend> Block<B> {
         plan: &AttentionPlan<B>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
-        let u = self.attention_norm.forward(x.clone());
+        let [queries, keys, values] = self.project(x.clone(), plan);
+        let context = cache.append(layer, plan, keys, values);
+        self.finish(x, context.attend(plan, queries))
+    }
+
+    /// What comes before attention: rotated queries `[rows, heads * head_dim]`, rotated keys and values
+    /// `[rows, kv_heads * head_dim]`.
+    pub fn project(&self, x: Tensor<B, 2>, plan: &AttentionPlan<B>) -> [Tensor<B, 2>; 3] {
+        let u = self.attention_norm.forward(x);
         let queries = plan.rotate_queries(self.query.forward(u.clone()));
         let keys = plan.rotate_keys(self.key.forward(u.clone()));
-        let values = self.value.forward(u);
-        let context = cache.append(layer, plan, keys, values);
-        let x = x + self.output.forward(context.attend(plan, queries));
+        [queries, keys, self.value.forward(u)]
+    }
+
+    /// What comes after it: the block's input `x` and attention's result `mixed: [rows, heads * head_dim]` to its output.
+    pub fn finish(&self, x: Tensor<B, 2>, mixed: Tensor<B, 2>) -> Tensor<B, 2> {
+        let x = x + self.output.forward(mixed);
         let u = self.mlp_norm.forward(x.clone());
         x + self.mlp.forward(u)
+    }
+
+    /// The same block with the weights of its linear layers kept in the given format ([`Linear::kept_as`]).
+    pub fn kept_as(self, dtype: FloatDType) -> Self {
+        let Self { query, key, value, output, mlp, .. } = self;
+        let [query, key, value, output] = [query, key, value, output].map(|linear| linear.kept_as(dtype));
+        let [gate, up, down] = [mlp.gate, mlp.up, mlp.down].map(|linear| linear.kept_as(dtype));
+        Self { query, key, value, output, mlp: Mlp { gate, up, down }, ..self }
     }
 }

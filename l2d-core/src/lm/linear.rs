@@ -2,9 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
+use super::dropout::Dropout;
 use super::weights::host_values;
 use crate::cpu::{DecodeOps, LowRank, PackedFormat, PackedMatrix, WeightFormat};
 use crate::init;
@@ -52,10 +53,19 @@ impl<B: Backend> Linear<B> {
         Self { lora, bias: self.bias, ..Self::from_packed(packed, None, &device) }
     }
 
-    /// The weight as a dense tensor, `[in, out]`; unpacked where it is packed.
+    /// The same layer with its weight kept in the given format; it computes in the format of its input.
+    pub fn kept_as(self, dtype: FloatDType) -> Self {
+        let (id, weight, mapper) = self.weight.consume();
+        Self { weight: Param::from_mapped_value(id, weight.cast(dtype), mapper), ..self }
+    }
+
+    /// The weight as a dense tensor, `[in, out]`, in f32 at least; unpacked where it is packed.
     pub fn dense(&self) -> Tensor<B, 2> {
         match &self.packed {
-            None => self.weight.val(),
+            None => {
+                let weight = self.weight.val();
+                if matches!(weight.dtype(), DType::F16 | DType::BF16) { weight.cast(FloatDType::F32) } else { weight }
+            }
             Some(packed) => {
                 let values = TensorData::new(packed.dense(), self.shape());
                 Tensor::from_data(values, &self.weight.val().device())
@@ -96,7 +106,10 @@ impl<B: Backend> Linear<B> {
     }
 
     fn without_lora(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = x.matmul(self.weight.val());
+        let weight = self.weight.val();
+        // A frozen weight may be kept in fewer bits than are computed with.
+        let weight = if weight.dtype() == x.dtype() { weight } else { weight.cast(x.dtype()) };
+        let y = x.matmul(weight);
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
             None => y,
@@ -137,6 +150,9 @@ pub struct Lora<B: Backend> {
     /// `A` and `B` in the layout of the CPU's decoding kernels, beside the dense ones.
     #[module(skip)]
     packed: Option<(PackedMatrix, PackedMatrix)>,
+    /// What of the input is dropped, in a step of training. Not heeded by the CPU's decoding kernels.
+    #[module(skip)]
+    pub dropout: Option<Dropout>,
 }
 
 impl<B: Backend> Lora<B> {
@@ -154,12 +170,13 @@ impl<B: Backend> Lora<B> {
             b: Param::from_tensor(Tensor::zeros([rank, outputs], device)),
             scale: alpha / rank as f64,
             packed: None,
+            dropout: None,
         }
     }
 
     /// A correction with the given factors, `a: [in, r]` and `b: [r, out]`.
     pub fn new(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
-        Self { a: Param::from_tensor(a), b: Param::from_tensor(b), scale, packed: None }
+        Self { a: Param::from_tensor(a), b: Param::from_tensor(b), scale, packed: None, dropout: None }
     }
 
     /// The same correction, packed as well.
@@ -179,6 +196,10 @@ impl<B: Backend> Lora<B> {
 
     /// The correction alone: `x: [rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let x = match &self.dropout {
+            Some(dropout) => dropout.apply(x),
+            None => x,
+        };
         // Scaling the narrow middle costs rows * r instead of rows * out.
         (x.matmul(self.a.val()) * self.scale).matmul(self.b.val())
     }

@@ -5,6 +5,8 @@
 
 mod attention;
 mod block;
+mod dense_attention;
+mod dropout;
 mod kv_cache;
 mod linear;
 mod mlp;
@@ -13,8 +15,9 @@ mod norm;
 mod rope;
 mod weights;
 
-pub use attention::{AttentionPlan, Context};
+pub use attention::{AttentionGradients, AttentionPlan, Context};
 pub use block::Block;
+pub use dropout::Dropout;
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Lora};
 pub use mlp::Mlp;

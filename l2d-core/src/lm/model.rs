@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 
 use super::attention::AttentionPlan;
 use super::block::Block;
@@ -109,6 +109,13 @@ impl<B: Backend> Lm<B> {
             }
         };
         Self { blocks, head: Some(head), final_norm: self.final_norm.packed(), ..self }
+    }
+
+    /// The same model with the blocks' matrices kept in a format of fewer bits, in which they are rounded; what is computed
+    /// with them, embeddings, norms and the head stay as they are. For a frozen base beside what is trained.
+    pub fn kept_as(self, dtype: FloatDType) -> Self {
+        let blocks = self.blocks.into_iter().map(|block| block.kept_as(dtype)).collect();
+        Self { blocks, ..self }
     }
 
     /// The plan of diffusion or probe rows at the given positions of a cache's sequences (equally many each, if the cache is

@@ -12,7 +12,7 @@ use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, Variant};
 use l2d_core::lm::{Lm, host_values};
 use l2d_core::parameters::trainable;
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{LmObjective, StepLoss, add_lora};
+use l2d_train::objective::{StepLoss, add_lora};
 use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, Task, TrainConfig};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -91,10 +91,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
             let diffusion = config.diffusion.clone().check(std::path::Path::new("the settings"))?;
             let path = DiffusionPath::init(&lm, &diffusion, &mut rng);
             let shape = Shape::l2d(&lm.config, &diffusion, config.draws_per_position);
-            let task = L2dTask::<Autodiff<B>>::new(
-                L2dEngine::new(lm, config.head_chunk, config.matmul_precision, config.recompute),
-                config.draws(),
-            );
+            let task = L2dTask::<Autodiff<B>>::new(L2dEngine::new(lm, config.engine()), config.draws());
             bench.measure::<B, _>(&task, trainable(AutodiffModule::from_inner(path)), shape)?;
         }
         ObjectiveKind::Full | ObjectiveKind::Lora => {
@@ -106,12 +103,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
                 _ if lm.config.tie_word_embeddings => trainable(Lm { head: None, ..lm }),
                 _ => trainable(lm),
             };
-            let engine = if by_hand {
-                LmEngine::host(&lm, config.head_chunk, config.matmul_precision, config.recompute)
-            } else {
-                LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk })
-            };
-            let task = LmTask::new(engine);
+            let task = LmTask::new(LmEngine::new(&lm, by_hand, config.engine()), config.lora_dropout);
             bench.measure::<B, _>(&task, lm, shape)?;
         }
     }

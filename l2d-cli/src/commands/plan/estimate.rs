@@ -6,7 +6,7 @@ use l2d_core::config::LmConfig;
 use l2d_train::data::Example;
 use l2d_train::objective::Recompute;
 use l2d_train::optimiser::trainable_sizes;
-use l2d_train::{ObjectiveKind, TrainConfig};
+use l2d_train::{FrozenWeights, ObjectiveKind, TrainConfig};
 use serde::Serialize;
 
 use super::DataPlan;
@@ -73,7 +73,13 @@ impl Parts {
         let (base, embedding_and_head) = match (config.objective, packed_bytes) {
             // The weights themselves are what is trained.
             (ObjectiveKind::Full, _) => (0.0, 0.0),
-            (_, 0) => ((lm.num_parameters() as f64 - heads * v * h) * F32, heads * v * h * F32),
+            (_, 0) => {
+                let bytes = match config.frozen_weights {
+                    FrozenWeights::Stored | FrozenWeights::F32 => F32,
+                    FrozenWeights::Bf16 | FrozenWeights::F16 => 2.0,
+                };
+                ((lm.num_parameters() as f64 - heads * v * h) * bytes, heads * v * h * F32)
+            }
             (_, packed) => {
                 // Of the packed matrices one is the head; the table that embeds is dense.
                 let weights = lm.num_parameters() as f64 - (heads - 1.0) * v * h;

@@ -4,12 +4,15 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
+use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
+use l2d_core::checkpoint::BaseFingerprint;
+use l2d_core::cpu::WeightFormat;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
-use l2d_train::objective::{LmObjective, add_lora};
-use l2d_train::{L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, TrainConfig};
+use l2d_train::objective::add_lora;
+use l2d_train::{FrozenWeights, L2dEngine, L2dTask, LmEngine, LmTask, ObjectiveKind, TrainConfig};
 use rand_chacha::ChaCha8Rng;
 
 use crate::backend::BackendKind;
@@ -35,11 +38,12 @@ impl<B: Backend> Learner<B> {
         if config.objective == ObjectiveKind::L2d {
             let diffusion = config.diffusion.clone().check(file)?;
             let path = DiffusionPath::init(&lm, &diffusion, rng);
-            let engine = L2dEngine::new(lm, config.head_chunk, config.matmul_precision, config.recompute);
+            let base = BaseFingerprint::of(&lm);
+            let engine = L2dEngine::new(kept(lm, config, backend)?, config.engine());
             let path = trainable(AutodiffModule::from_inner(path));
-            return Ok(Self::L2d(Box::new(L2dTask::new(engine, config.draws())), Box::new(path)));
+            return Ok(Self::L2d(Box::new(L2dTask::new(engine, config.draws()).beside(base)), Box::new(path)));
         }
-        let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(lm);
+        let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(kept(lm, config, backend)?);
         let lm = if config.objective == ObjectiveKind::Full {
             // One table that receives both gradients, if the model is tied.
             let lm = if lm.config.tie_word_embeddings { Lm { head: None, ..lm } } else { lm };
@@ -47,11 +51,27 @@ impl<B: Backend> Learner<B> {
         } else {
             add_lora(lm, config.lora_rank, config.lora_alpha, rng)
         };
-        let engine = if backend.is_cpu() {
-            LmEngine::host(&lm, config.head_chunk, config.matmul_precision, config.recompute)
-        } else {
-            LmEngine::Autodiff(LmObjective { head_chunk: config.head_chunk })
-        };
-        Ok(Self::Lm(Box::new(LmTask::new(engine)), Box::new(lm)))
+        let engine = LmEngine::new(&lm, backend.is_cpu(), config.engine());
+        Ok(Self::Lm(Box::new(LmTask::new(engine, config.lora_dropout)), Box::new(lm)))
     }
+}
+
+/// The frozen base in the format the settings ask for; one that is packed already stays as it is.
+pub(crate) fn kept<B: Backend>(lm: Lm<B>, config: &TrainConfig, backend: BackendKind) -> Result<Lm<B>, CliError> {
+    let (format, dtype) = match config.frozen_weights {
+        FrozenWeights::Stored => return Ok(lm),
+        FrozenWeights::F32 => (WeightFormat::F32, FloatDType::F32),
+        FrozenWeights::Bf16 => (WeightFormat::Bf16, FloatDType::BF16),
+        FrozenWeights::F16 => (WeightFormat::F16, FloatDType::F16),
+    };
+    if backend.is_cpu() {
+        return Ok(lm.packed(format));
+    }
+    if !B::supports_dtype(&lm.device(), dtype.into()) {
+        return Err(CliError::Usage(format!(
+            "frozen_weights = \"{}\": this device does not compute with that format; choose another, or \"f32\"",
+            format!("{:?}", config.frozen_weights).to_lowercase()
+        )));
+    }
+    Ok(lm.kept_as(dtype))
 }

@@ -20,7 +20,9 @@ use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::Lm;
 use l2d_train::data::{Example, ExampleSource};
 use l2d_train::optimiser::trainable_sizes;
-use l2d_train::{ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train_and_generate};
+use l2d_train::{
+    FrozenWeights, ObjectiveKind, Outcome, RunDir, Storage, Task, TrainConfig, Trained, train_and_generate,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -58,7 +60,8 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
         (Lm::<B>::init(&checkpoint.config, &mut rng, &device), text)
     } else {
         // On a CPU the frozen base is kept as its file stores it, for the objectives by hand.
-        let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu();
+        let stored = config.frozen_weights == FrozenWeights::Stored;
+        let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu() && stored;
         load_base::<B>(&args.model, args.lora.as_deref(), &device, frozen)?
     };
     let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;

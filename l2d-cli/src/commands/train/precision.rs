@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::dense::Products;
 use l2d_core::lm::Lm;
-use l2d_train::{ObjectiveKind, TrainConfig};
+use l2d_train::{FrozenWeights, ObjectiveKind, TrainConfig};
 
 use crate::backend::BackendKind;
 
@@ -24,7 +24,14 @@ pub(crate) fn table<B: Backend>(lm: &Lm<B>, config: &TrainConfig, backend: Backe
             let bits = 8.0 * lm.packed_bytes() as f64 / packed as f64;
             format!("as its file stores it ({bits:.1} bits per packed weight); embeddings and norms {dense}")
         }
-        _ => dense.to_string(),
+        _ => {
+            let rest = if backend.is_cpu() { "embeddings and norms" } else { "embeddings, norms and head" };
+            match config.frozen_weights {
+                FrozenWeights::Bf16 => format!("bf16; {rest} {dense}"),
+                FrozenWeights::F16 => format!("f16; {rest} {dense}"),
+                FrozenWeights::Stored | FrozenWeights::F32 => dense.to_string(),
+            }
+        }
     };
     let products = match (backend.is_cpu(), config.matmul_precision) {
         (true, Products::F32) | (false, _) => dense.to_string(),

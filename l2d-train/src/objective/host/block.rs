@@ -6,6 +6,7 @@ use l2d_core::cpu::dense::{
     rotate, swiglu, swiglu_backward,
 };
 use l2d_core::diffusion::Variant;
+use l2d_core::lm::Dropout;
 
 use super::buffers::Buffers;
 use super::frozen::{Angles, FrozenBlock};
@@ -24,6 +25,8 @@ pub(super) struct Step<'a> {
     pub(super) sequences: &'a [Sequence],
     /// `tau(t, class)`, `[rows, c]`.
     pub(super) tau: &'a [f32],
+    /// What the rows' corrections drop.
+    pub(super) dropout: Option<&'a Dropout>,
 }
 
 /// What a block's way back needs of its way there; all `[rows, _]`.
@@ -75,6 +78,8 @@ pub(super) struct HostBlock<'a> {
 /// Names of a block's layers.
 #[derive(Debug)]
 pub(super) struct Names {
+    /// Which block.
+    layer: usize,
     pub(super) modulation: String,
     pub(super) query: String,
     pub(super) output: String,
@@ -87,6 +92,7 @@ impl Names {
     pub(super) fn of(layer: usize) -> Self {
         let name = |part: &str| format!("blocks.{layer}.{part}");
         Self {
+            layer,
             modulation: name("modulation"),
             query: name("query"),
             output: name("output"),
@@ -118,11 +124,13 @@ impl<'a> HostBlock<'a> {
     /// Query, output, gate, up, down.
     fn layers(&self) -> [Adapted<'a>; 5] {
         let FrozenBlock { query, output, gate, up, down, .. } = self.base;
-        let Names { query: q, output: o, gate: g, up: u, down: d, .. } = self.names;
-        [(query, q), (output, o), (gate, g), (up, u), (down, d)].map(|(base, prefix)| Adapted {
-            base,
+        let Names { query: q, output: o, gate: g, up: u, down: d, layer, .. } = self.names;
+        let layers = [(query, q), (output, o), (gate, g), (up, u), (down, d)];
+        std::array::from_fn(|place| Adapted {
+            base: layers[place].0,
             variant: self.step.variant,
-            prefix,
+            prefix: layers[place].1,
+            dropout: self.step.dropout.map(|dropout| (dropout, *layer, place)),
         })
     }
 

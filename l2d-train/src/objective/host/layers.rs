@@ -9,7 +9,7 @@ use l2d_core::cpu::dense::{
     Products, Right, View, add_column_sums, multiply, multiply_right, multiply_right_biased, silu, silu_backward,
 };
 use l2d_core::diffusion::Variant;
-use l2d_core::lm::HostTensor;
+use l2d_core::lm::{Dropout, HostTensor};
 use l2d_core::parameters::{parameters, trained_parameters};
 
 use crate::optimiser::NamedGradients;
@@ -211,9 +211,16 @@ pub(super) struct Adapted<'a> {
     pub(super) base: Frozen<'a>,
     pub(super) variant: Variant,
     pub(super) prefix: &'a str,
+    /// What a correction drops of its input, as the layer at a place of a block.
+    pub(super) dropout: Option<(&'a Dropout, usize, usize)>,
 }
 
 impl Adapted<'_> {
+    /// What each input of the correction is multiplied with, `[rows, in]`; `None` where nothing is dropped.
+    fn factors(&self) -> Option<Vec<f32>> {
+        self.dropout.map(|(dropout, block, place)| dropout.of_layer(block, place).factors(self.base.inputs))
+    }
+
     /// `x: [rows, in]` to `[rows, out]`; and `(alpha / r) x A`, `[rows, r]`, empty where the layer is the path's own.
     pub(super) fn forward(&self, parameters: &Parameters, x: &[f32], buffers: &mut Buffers) -> (Vec<f32>, Vec<f32>) {
         let Frozen { inputs, outputs, .. } = self.base;
@@ -224,7 +231,8 @@ impl Adapted<'_> {
                 let scale = (alpha / rank as f64) as f32;
                 let (a, b) = (parameters.get(self.prefix, "a"), parameters.get(self.prefix, "b"));
                 buffers.right.pack(View::new(a, rank), parameters.products);
-                multiply_right(&mut narrow, x, &buffers.right, scale, false);
+                let left = self.factors().map(|factors| products(factors, x));
+                multiply_right(&mut narrow, left.as_deref().unwrap_or(x), &buffers.right, scale, false);
                 buffers.right.pack(View::new(b, outputs), parameters.products);
                 multiply_right(&mut y, &narrow, &buffers.right, 1.0, true);
                 (y, narrow)
@@ -257,9 +265,22 @@ impl Adapted<'_> {
                 let mut dnarrow = buffers.take(narrow.len());
                 buffers.right.pack(View::new(b, outputs).t(), parameters.products);
                 multiply_right(&mut dnarrow, dy, &buffers.right, scale, false);
-                gradients.add_product(self.prefix, "a", View::new(x, inputs), View::new(&dnarrow, rank));
                 buffers.right.pack(View::new(a, rank).t(), parameters.products);
-                multiply_right(dx, &dnarrow, &buffers.right, 1.0, true);
+                match self.factors() {
+                    None => {
+                        gradients.add_product(self.prefix, "a", View::new(x, inputs), View::new(&dnarrow, rank));
+                        multiply_right(dx, &dnarrow, &buffers.right, 1.0, true);
+                    }
+                    Some(factors) => {
+                        let mut dleft = buffers.take(dx.len());
+                        multiply_right(&mut dleft, &dnarrow, &buffers.right, 1.0, false);
+                        let kept = dleft.iter().zip(&factors);
+                        dx.iter_mut().zip(kept).for_each(|(sum, (d, factor))| *sum += d * factor);
+                        buffers.give(dleft);
+                        let left = products(factors, x);
+                        gradients.add_product(self.prefix, "a", View::new(&left, inputs), View::new(&dnarrow, rank));
+                    }
+                }
                 buffers.give(dnarrow);
             }
             Variant::Full | Variant::Scratch => {
@@ -268,4 +289,10 @@ impl Adapted<'_> {
             }
         }
     }
+}
+
+/// Number by number, in the first.
+fn products(mut factors: Vec<f32>, x: &[f32]) -> Vec<f32> {
+    factors.iter_mut().zip(x).for_each(|(factor, x)| *factor *= x);
+    factors
 }

@@ -3,7 +3,7 @@
 use l2d_core::cpu::dense::Sequence;
 use l2d_core::lm::Rope;
 
-use super::super::draws::Labelled;
+use super::super::draws::{DropoutDraws, Labelled};
 use super::buffers::Buffers;
 use super::frozen::Angles;
 
@@ -36,6 +36,12 @@ impl Layout {
             layout.places.extend(positions.iter().map(|position| start + position));
         }
         layout
+    }
+
+    /// A seed for each of the tokens.
+    pub(super) fn token_seeds(&self, batch: &Labelled<'_>, dropout: &DropoutDraws) -> Vec<u64> {
+        let labelled = batch.labels.iter().enumerate().filter(|(_, labels)| !labels.is_empty());
+        labelled.zip(&self.main).flat_map(|((b, _), row)| dropout.of_tokens(b, row.positions.len())).collect()
     }
 
     /// Rotary angles of some sequences' positions.

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::dense::{Products, gate_branch, gate_branch_backward};
 use l2d_core::diffusion::DiffusionPath;
-use l2d_core::lm::Lm;
+use l2d_core::lm::{Dropout, Lm};
 use serde::{Deserialize, Serialize};
 
 use self::block::{HostBlock, Names, Step, Tape};
@@ -43,7 +43,7 @@ pub enum Recompute {
     /// Nothing: fastest.
     #[default]
     None,
-    /// Each block of the diffusion path, from its input: a third more products in the path, a tenth of the memory.
+    /// Each block of what is trained, from its input: a third more products in it, a tenth of the memory.
     Blocks,
 }
 
@@ -106,6 +106,7 @@ impl<B: Backend> HostL2d<B> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let (buffers, weights) = &mut *memory;
         let parameters = Parameters::of::<B, _>(path, self.products);
+        let dropout = draws.dropout.as_ref().filter(|_| learn).map(|dropout| dropout.of_rows(dropout.seeds.clone()));
         let mut pass = Pass {
             objective: self,
             parameters: &parameters,
@@ -117,6 +118,7 @@ impl<B: Backend> HostL2d<B> {
                 noise: &draws.noise,
                 classes: draws.classes.as_deref(),
             },
+            dropout: dropout.as_ref(),
             buffers,
             weights,
             gradients: Gradients::default(),
@@ -135,6 +137,7 @@ struct Pass<'a, B: Backend> {
     path: &'a DiffusionPath<B>,
     layout: &'a Layout,
     inputs: Inputs<'a>,
+    dropout: Option<&'a Dropout>,
     buffers: &'a mut Buffers,
     weights: &'a mut Weights,
     gradients: Gradients,
@@ -164,6 +167,7 @@ impl<B: Backend> Pass<'_, B> {
             angles: &row_angles,
             sequences: &layout.rows,
             tau: &conditioning.tau,
+            dropout: self.dropout,
         };
         let names: Vec<Names> = (0..lm.blocks.len()).map(Names::of).collect();
 

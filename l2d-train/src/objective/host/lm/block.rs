@@ -5,6 +5,7 @@ use l2d_core::cpu::dense::{
     Heads, Sequence, add, add_norm_weight_gradient, attend, attend_backward_all, norm, norm_backward, rotate, swiglu,
     swiglu_backward,
 };
+use l2d_core::lm::Dropout;
 
 use super::super::buffers::Buffers;
 use super::super::frozen::Angles;
@@ -18,6 +19,8 @@ pub(super) struct Step<'a> {
     pub(super) angles: &'a Angles,
     pub(super) sequences: &'a [Sequence],
     pub(super) parameters: &'a Parameters,
+    /// What the tokens' corrections drop.
+    pub(super) dropout: Option<&'a Dropout>,
 }
 
 /// A block's norms and layers.
@@ -69,7 +72,7 @@ impl Tape {
 impl LmBlock<'_> {
     /// `x: [tokens, H]` to the block's output.
     pub(super) fn forward(&self, x: Vec<f32>, buffers: &mut Buffers) -> (Vec<f32>, Tape) {
-        let Step { config, heads, angles, sequences, parameters } = self.step;
+        let Step { config, heads, angles, sequences, parameters, .. } = self.step;
         let eps = config.rms_norm_eps;
         let [query, key, value, output, gate, up, down] = &self.layers;
         let mut u = buffers.take(x.len());
@@ -98,7 +101,7 @@ impl LmBlock<'_> {
 
     /// From `dx`, the gradient of the block's output, to that of its input, in place. Adds the parameters' gradients.
     pub(super) fn backward(&self, dx: &mut [f32], tape: Tape, gradients: &mut Gradients, buffers: &mut Buffers) {
-        let Step { config, heads, angles, sequences, parameters } = self.step;
+        let Step { config, heads, angles, sequences, parameters, .. } = self.step;
         let eps = config.rms_norm_eps;
         let [query, key, value, output, gate, up, down] = &self.layers;
         let Tape { x, middle, queries, keys, values, mixed, log_sums, gate: g, up: p, narrow } = tape;

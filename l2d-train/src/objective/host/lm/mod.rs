@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use l2d_core::cpu::dense::{Heads, Products, Right, View};
 use l2d_core::diffusion::Variant;
-use l2d_core::lm::{Lm, host_values};
+use l2d_core::lm::{Dropout, Lm, host_values};
 
 use self::block::{LmBlock, Step, Tape};
-use super::super::draws::Labelled;
+use super::super::draws::{DropoutDraws, Labelled};
 use super::super::loss::StepLoss;
 use super::Recompute;
 use super::buffers::Buffers;
@@ -53,7 +53,7 @@ impl HostLm {
     }
 
     /// The loss of a batch and the gradient of its SUM over labelled positions. Trained are the model's parameters that
-    /// require gradients: all, or those of the corrections.
+    /// require gradients: all, or those of the corrections. `dropout` has a seed for each sequence.
     ///
     /// # Panics
     /// When the batch has no label, or the model is not of the kind the objective was made for.
@@ -61,8 +61,9 @@ impl HostLm {
         &self,
         lm: &Lm<AB>,
         batch: &Labelled<'_>,
+        dropout: Option<&DropoutDraws>,
     ) -> (StepLoss, NamedGradients<AB::InnerBackend>) {
-        let (loss, gradients) = self.run(lm, batch, true);
+        let (loss, gradients) = self.run(lm, batch, dropout, true);
         (loss, gradients.into_named(&lm.device()))
     }
 
@@ -71,13 +72,20 @@ impl HostLm {
     /// # Panics
     /// As [`HostLm::loss_and_gradients`].
     pub fn loss<AB: AutodiffBackend>(&self, lm: &Lm<AB>, batch: &Labelled<'_>) -> StepLoss {
-        self.run(lm, batch, false).0
+        self.run(lm, batch, None, false).0
     }
 
-    fn run<B: Backend>(&self, lm: &Lm<B>, batch: &Labelled<'_>, learn: bool) -> (StepLoss, Gradients) {
+    fn run<B: Backend>(
+        &self,
+        lm: &Lm<B>,
+        batch: &Labelled<'_>,
+        dropout: Option<&DropoutDraws>,
+        learn: bool,
+    ) -> (StepLoss, Gradients) {
         assert_eq!(self.base.is_some(), lm.is_packed(), "made for this kind of model");
         let layout = Layout::new(batch, 1);
         assert!(!layout.targets.is_empty(), "a batch with labels");
+        let dropout = dropout.map(|dropout| dropout.of_rows(layout.token_seeds(batch, dropout)));
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let Memory { buffers, weights, head, none } = &mut *memory;
         let parameters = Parameters::trained::<B, _>(lm, self.products);
@@ -88,6 +96,7 @@ impl HostLm {
             parameters: &parameters,
             names: &names,
             layout: &layout,
+            dropout: dropout.as_ref(),
             buffers,
             weights,
             head,
@@ -128,6 +137,7 @@ struct Pass<'a, B: Backend> {
     parameters: &'a Parameters,
     names: &'a [Names],
     layout: &'a Layout,
+    dropout: Option<&'a Dropout>,
     buffers: &'a mut Buffers,
     weights: &'a mut Weights,
     head: &'a mut [Right; 2],
@@ -149,7 +159,7 @@ impl<B: Backend> Pass<'_, B> {
         let (config, hidden) = (&lm.config, lm.config.hidden_size);
         let angles = Layout::angles(&lm.rope, &layout.main);
         let heads = Heads { queries: config.num_heads, keys: config.num_kv_heads, size: config.head_dim };
-        let step = Step { config, heads, angles: &angles, sequences: &layout.main, parameters };
+        let step = Step { config, heads, angles: &angles, sequences: &layout.main, parameters, dropout: self.dropout };
 
         let mut x = embed(lm, &layout.tokens);
         let mut kept = Vec::with_capacity(names.len());
@@ -259,7 +269,8 @@ fn block<'a, B: Backend>(
                 let lora = linears[i].lora.as_ref().expect("a packed model is trained by its corrections");
                 let [_, rank] = lora.a.shape().dims();
                 let variant = Variant::Lora { rank, alpha: lora.scale * rank as f64 };
-                Adapted { base: all[i], variant, prefix: &names.corrections[i] }
+                let dropout = step.dropout.map(|dropout| (dropout, layer, i));
+                Adapted { base: all[i], variant, prefix: &names.corrections[i], dropout }
             });
             let norms = [(frozen.attention_norm, &names.norms[0][..]), (frozen.mlp_norm, &names.norms[1])];
             LmBlock { step, norms, layers, full: false }
@@ -269,7 +280,7 @@ fn block<'a, B: Backend>(
                 let [inputs, outputs] = linears[i].shape();
                 let bias = step.parameters.find(&names.layers[i], "bias");
                 let base = Frozen { weight: none, bias, inputs, outputs };
-                Adapted { base, variant: Variant::Full, prefix: &names.layers[i] }
+                Adapted { base, variant: Variant::Full, prefix: &names.layers[i], dropout: None }
             });
             let norms = std::array::from_fn(|i| (step.parameters.get(&names.norms[i], "weight"), &names.norms[i][..]));
             LmBlock { step, norms, layers, full: true }
