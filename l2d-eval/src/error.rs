@@ -79,6 +79,16 @@ pub enum Error {
         /// The type expected.
         expected: &'static str,
     },
+    /// A column's value contradicts the rest of its row.
+    #[error("{origin}: column `{column}`: {reason}")]
+    ColumnValue {
+        /// File and row.
+        origin: String,
+        /// The column.
+        column: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// A split has fewer rows than there are shots.
     #[error("{task}: {shots} shots wanted, the shots' split has only {found} rows")]
     TooFewShots {

@@ -150,7 +150,6 @@ impl<'t> Evaluation<'t> {
         limit: Option<usize>,
         length: Option<&LengthLimit<'_>>,
     ) -> Result<Self> {
-        let shots = task.choose_shots(shot_rows)?;
         let rows = &rows[..limit.unwrap_or(rows.len()).min(rows.len())];
         let mut counts = RowCounts { rows: rows.len(), ..RowCounts::default() };
         let mut questions = Vec::new();
@@ -160,7 +159,7 @@ impl<'t> Evaluation<'t> {
                 counts.without_answer += 1;
                 continue;
             }
-            let turns = task.prompt(&shots, &problem);
+            let turns = task.prompt(&task.shots_for(shot_rows, row)?, &problem);
             if let Some(length) = length {
                 let tokens = (length.measure)(&turns, &problem.solution)
                     .map_err(|source| Error::Prompt { origin: row.origin().to_owned(), source })?;

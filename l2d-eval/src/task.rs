@@ -58,6 +58,15 @@ pub struct Problem {
     pub question: String,
     /// What the model should have said; as a shot it is the assistant's turn.
     pub solution: String,
+    /// The labels of the options it chooses from; empty where there are none.
+    pub labels: Vec<String>,
+}
+
+impl Problem {
+    /// A problem without options.
+    pub fn new(question: impl Into<String>, solution: impl Into<String>) -> Self {
+        Self { question: question.into(), solution: solution.into(), labels: Vec::new() }
+    }
 }
 
 /// The result of one metric on one completion.
@@ -147,16 +156,29 @@ pub trait Task {
         turns
     }
 
-    /// The first [`Task::shots`] problems of the shots' split.
+    /// How many rows of the shots' split are looked at, the first ones; `None` for all.
+    fn shot_rows(&self) -> Option<usize> {
+        Some(self.shots())
+    }
+
+    /// The shots that precede the question of `row`, from the rows of their split: the first [`Task::shots`].
     ///
     /// # Errors
     /// [`Error::TooFewShots`], or what is wrong with a row.
-    fn choose_shots(&self, rows: &[Row]) -> Result<Vec<Problem>> {
-        let chosen = rows.get(..self.shots()).ok_or_else(|| Error::TooFewShots {
-            task: self.name().to_owned(),
-            shots: self.shots(),
-            found: rows.len(),
-        })?;
-        chosen.iter().map(|row| self.problem(row)).collect()
+    fn shots_for(&self, rows: &[Row], row: &Row) -> Result<Vec<Problem>> {
+        let _ = row;
+        self.first_shots(&mut rows.iter())
+    }
+
+    /// The first [`Task::shots`] of some rows as problems.
+    ///
+    /// # Errors
+    /// [`Error::TooFewShots`], or what is wrong with a row.
+    fn first_shots(&self, rows: &mut dyn Iterator<Item = &Row>) -> Result<Vec<Problem>> {
+        let chosen = rows.take(self.shots()).map(|row| self.problem(row)).collect::<Result<Vec<_>>>()?;
+        if chosen.len() < self.shots() {
+            return Err(Error::TooFewShots { task: self.name().to_owned(), shots: self.shots(), found: chosen.len() });
+        }
+        Ok(chosen)
     }
 }

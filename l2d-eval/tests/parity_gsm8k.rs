@@ -16,7 +16,7 @@ fn golden() -> Value {
 }
 
 fn paper(reference: &str, completion: &str) -> Score {
-    let problem = Problem { question: String::new(), solution: reference.to_owned() };
+    let problem = Problem::new("", reference.to_owned());
     Gsm8k::default().score(&problem, completion).expect("a reference with an answer")["paper"].clone()
 }
 

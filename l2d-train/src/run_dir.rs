@@ -78,6 +78,10 @@ impl RunDir {
     /// The folder cannot be written to, or another run is writing to it.
     pub fn create(root: &Path) -> Result<Self> {
         let io = |e| TrainError::io(root, e);
+        if root.is_file() {
+            let reason = "this is a file; a run needs a folder of its own".to_string();
+            return Err(TrainError::File { path: root.to_path_buf(), reason });
+        }
         fs::create_dir_all(root.join(CHECKPOINTS)).map_err(io)?;
         tempfile::NamedTempFile::new_in(root).map_err(io)?;
         let lock = File::create(root.join(LOCK)).map_err(io)?;

@@ -58,7 +58,7 @@ pub(crate) fn run<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(
         let (rows, shot_rows, provenance) = match task.data_set() {
             Some(data_set) => {
                 let (rows, provenance) = read_split(&args.data, &data_set, task.split(), args.limit)?;
-                let (shots, _) = read_split(&args.data, &data_set, task.shot_split(), Some(task.shots()))?;
+                let (shots, _) = read_split(&args.data, &data_set, task.shot_split(), task.shot_rows())?;
                 (rows, shots, Some(provenance))
             }
             // A task of ours, without a published data set or shots: its rows are a file that the quick start writes.

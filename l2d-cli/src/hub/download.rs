@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use l2d_core::checkpoint::write_atomically;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -58,13 +58,14 @@ pub(super) fn resolve(address: &Address) -> Result<PathBuf, CliError> {
     }
     // From here on the commit counts: a branch that moves between two files must not mix two versions.
     let repository = at(info.sha.clone());
+    let cached = cache.repo(Repo::with_revision(address.repository.clone(), kind, info.sha.clone()));
     let names: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
     let files = wanted(address, &names, &mut |name| {
-        let file = get(address, &repository, name)?;
+        let file = get(address, &cached, &repository, name)?;
         std::fs::read_to_string(&file).map_err(|e| CliError::io(&file, e))
     })?;
     for name in &files {
-        get(address, &repository, name)?;
+        get(address, &cached, &repository, name)?;
     }
     // What the revision is, for the other tools that read this cache.
     let named = cache.repo(Repo::with_revision(address.repository.clone(), kind, address.revision.clone()));
@@ -141,14 +142,15 @@ fn wanted(
 }
 
 /// One file in the cache, downloaded if it is not there, and then checked where the hub tells its SHA-256.
-fn get(address: &Address, repository: &ApiRepo, name: &str) -> Result<PathBuf, CliError> {
-    let marker = |file: &Path| std::fs::read_link(file).ok();
-    let before = std::time::SystemTime::now();
-    let file = repository.get(name).map_err(|e| failed(address, name, &e))?;
-    let fresh = std::fs::metadata(&file).and_then(|data| data.modified()).is_ok_and(|time| time >= before);
+fn get(address: &Address, cached: &CacheRepo, repository: &ApiRepo, name: &str) -> Result<PathBuf, CliError> {
+    if let Some(file) = cached.get(name) {
+        return Ok(file);
+    }
+    let file = repository.download(name).map_err(|e| failed(address, name, &e))?;
     // The cache names a large file's content after its SHA-256.
-    let stated = marker(&file).and_then(|link| link.file_name().map(|name| name.to_string_lossy().into_owned()));
-    let Some(stated) = stated.filter(|name| fresh && name.len() == 64) else { return Ok(file) };
+    let content = std::fs::read_link(&file).ok();
+    let stated = content.and_then(|link| link.file_name().map(|name| name.to_string_lossy().into_owned()));
+    let Some(stated) = stated.filter(|name| name.len() == 64) else { return Ok(file) };
     let mut hash = Sha256::new();
     let mut content = File::open(&file).map_err(|e| CliError::io(&file, e))?;
     std::io::copy(&mut content, &mut hash).map_err(|e| CliError::io(&file, e))?;

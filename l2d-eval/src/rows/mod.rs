@@ -72,6 +72,36 @@ impl Row {
         }
     }
 
+    /// A whole number.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::ColumnType`].
+    pub fn integer(&self, column: &str) -> Result<i64> {
+        let value = self.get(column)?;
+        value.as_i64().ok_or_else(|| self.wrong_type(column, value, "a whole number"))
+    }
+
+    /// A list of texts.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::ColumnType`].
+    pub fn texts(&self, column: &str) -> Result<Vec<&str>> {
+        let value = self.get(column)?;
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        texts.ok_or_else(|| self.wrong_type(column, value, "a list of strings"))
+    }
+
+    /// An object's fields as columns of their own.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`] or [`Error::ColumnType`].
+    pub fn object(&self, column: &str) -> Result<Self> {
+        match self.get(column)? {
+            Value::Object(columns) => Ok(Self::new(columns.clone(), format!("{}, in `{column}`", self.origin))),
+            other => Err(self.wrong_type(column, other, "an object")),
+        }
+    }
+
     fn wrong_type(&self, column: &str, found: &Value, expected: &'static str) -> Error {
         Error::ColumnType { origin: self.origin.clone(), column: column.to_owned(), found: type_name(found), expected }
     }

@@ -86,7 +86,7 @@ impl Task for Arithmetic {
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {
-        Ok(Problem { question: row.text("question")?.to_owned(), solution: row.text_or_number("answer")? })
+        Ok(Problem::new(row.text("question")?.to_owned(), row.text_or_number("answer")?))
     }
 
     fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
@@ -103,7 +103,7 @@ mod tests {
 
     fn correct(place: AnswerPlace, reference: &str, completion: &str) -> bool {
         let task = Arithmetic { answer_place: place, ..Arithmetic::default() };
-        let problem = Problem { question: "123*45".to_owned(), solution: reference.to_owned() };
+        let problem = Problem::new("123*45".to_owned(), reference.to_owned());
         task.score(&problem, completion).expect("a reference with an answer")["accuracy"].correct
     }
 
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_reference_without_a_number_cannot_be_scored() {
-        let problem = Problem { question: String::new(), solution: "unknown".to_owned() };
+        let problem = Problem::new("", "unknown".to_owned());
         assert_eq!(Arithmetic::default().score(&problem, "=1"), None);
     }
 }

@@ -70,7 +70,7 @@ impl Task for Gsm8k {
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {
-        Ok(Problem { question: row.text("question")?.to_owned(), solution: row.text("answer")?.to_owned() })
+        Ok(Problem::new(row.text("question")?.to_owned(), row.text("answer")?.to_owned()))
     }
 
     fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     fn scores(reference: &str, completion: &str) -> Scores {
-        let problem = Problem { question: String::new(), solution: reference.to_owned() };
+        let problem = Problem::new("", reference.to_owned());
         Gsm8k::default().score(&problem, completion).expect("a reference with an answer")
     }
 
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_reference_without_an_answer_cannot_be_scored() {
-        let problem = Problem { question: String::new(), solution: "it depends".to_owned() };
+        let problem = Problem::new("", "it depends".to_owned());
         assert_eq!(Gsm8k::default().score(&problem, "#### 1"), None);
     }
 }

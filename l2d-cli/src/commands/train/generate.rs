@@ -56,7 +56,7 @@ fn rows(task: &dyn l2d_eval::Task, folder: &Path, count: usize) -> Result<(Vec<R
     Ok(match task.data_set() {
         Some(data_set) => {
             let (rows, _) = read_split(folder, &data_set, task.split(), Some(count))?;
-            let (shots, _) = read_split(folder, &data_set, task.shot_split(), Some(task.shots()))?;
+            let (shots, _) = read_split(folder, &data_set, task.shot_split(), task.shot_rows())?;
             (rows, shots)
         }
         None => (read_file(&folder.join(format!("{}.jsonl", task.split())))?, Vec::new()),
