@@ -26,6 +26,7 @@ pub mod error;
 mod extract;
 pub mod generate;
 pub mod journal;
+mod latex;
 pub mod metric;
 pub mod plot;
 pub mod report;

@@ -4,6 +4,7 @@ mod arc;
 mod arithmetic;
 mod choice;
 mod gsm8k;
+mod math;
 mod mmlu;
 mod mmlu_pro;
 mod piqa;
@@ -11,12 +12,13 @@ mod piqa;
 pub use arithmetic::{AnswerPlace, Arithmetic};
 pub use choice::MultipleChoice;
 pub use gsm8k::Gsm8k;
+pub use math::Math;
 
 use crate::error::{Error, Result};
 use crate::task::Task;
 
 /// Names of the tasks, as `l2d eval --tasks` takes them.
-pub const NAMES: &[&str] = &["gsm8k", "mmlu", "mmlu_pro", "arc_easy", "arc_challenge", "piqa", "arithmetic"];
+pub const NAMES: &[&str] = &["gsm8k", "math", "mmlu", "mmlu_pro", "arc_easy", "arc_challenge", "piqa", "arithmetic"];
 
 /// A task by name, in its standard setting.
 ///
@@ -25,6 +27,7 @@ pub const NAMES: &[&str] = &["gsm8k", "mmlu", "mmlu_pro", "arc_easy", "arc_chall
 pub fn by_name(name: &str) -> Result<Box<dyn Task>> {
     match name {
         "gsm8k" => Ok(Box::new(Gsm8k::default())),
+        "math" => Ok(Box::new(Math::default())),
         "mmlu" => Ok(Box::new(mmlu::mmlu())),
         "mmlu_pro" => Ok(Box::new(mmlu_pro::mmlu_pro())),
         "arc_easy" => Ok(Box::new(arc::easy())),
@@ -47,7 +50,7 @@ mod tests {
         let error = by_name("gsm9k").err().unwrap();
         assert_eq!(
             error.to_string(),
-            "no task `gsm9k` (there is gsm8k, mmlu, mmlu_pro, arc_easy, arc_challenge, piqa, arithmetic)"
+            "no task `gsm9k` (there is gsm8k, math, mmlu, mmlu_pro, arc_easy, arc_challenge, piqa, arithmetic)"
         );
     }
 }
