@@ -87,7 +87,7 @@ impl Command {
             Self::Plan(args) => args.source.inputs(&mut args.model),
             Self::Generate(args) => args.model.inputs(),
             Self::Chat(args) => args.model.inputs(),
-            Self::Eval(args) => args.model.inputs(),
+            Self::Eval(args) => args.model.inputs().into_iter().chain([&mut args.data]).collect(),
             Self::Data(DataCommand::Inspect(args)) => args.source.inputs(&mut args.model),
             Self::Inspect(args) => args.paths.iter_mut().collect(),
             Self::Convert(ConvertCommand::Merge(args)) => {

@@ -241,10 +241,9 @@ fn failed(address: &Address, name: &str, error: &ApiError) -> CliError {
         _ => None,
     };
     CliError::Usage(match status {
-        Some(401 | 403) => format!(
-            "{what}: the hub refuses ({}): there is no such repository, or it is private or gated: accept its licence on its \
-             page and set HF_TOKEN",
-            status.unwrap_or_default()
+        Some(code @ (401 | 403)) => format!(
+            "{what}: the hub refuses ({code}): there is no such repository, or it is private or gated: accept its licence on \
+             its page and set HF_TOKEN"
         ),
         Some(404) => format!("{what}: the hub has no such repository, revision or file (404)"),
         Some(status) => format!("{what}: the hub answers {status}; try again later"),
