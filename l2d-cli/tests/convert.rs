@@ -49,6 +49,14 @@ fn an_adapter_goes_to_pytorch_and_back() {
 }
 
 #[test]
+fn the_settings_do_not_take_the_place_of_the_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut out = convert("to-pytorch");
+    out.arg("--adapter").arg(tiny("adapter.safetensors")).arg("--out").arg(folder.path().join("weights.json"));
+    out.assert().code(2).stderr(predicate::str::contains("name it .safetensors"));
+}
+
+#[test]
 fn a_file_that_is_no_checkpoint_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("broken.bin");

@@ -97,6 +97,12 @@ fn ranks_and_scales_of_single_modules_are_heeded() {
     with(folder.path(), "r", json!(5));
     with(folder.path(), "rank_pattern", all.iter().map(|name| (name.to_string(), json!(3))).collect::<Value>());
     assert_eq!(merge(), usual);
+    // Keys are regular expressions, and the first that matches counts.
+    with(folder.path(), "rank_pattern", json!({ r".*_proj": 3 }));
+    with(folder.path(), "alpha_pattern", json!({ r"layers\.(0|1|2)\.(self_attn|mlp)\.\w+": 6.0, "q_proj": 1.0 }));
+    assert_eq!(merge(), usual);
+    with(folder.path(), "alpha_pattern", json!({ "q_proj": 1.0, r"layers\.(0|1|2)\.(self_attn|mlp)\.\w+": 6.0 }));
+    assert_ne!(merge(), usual);
 }
 
 #[test]
@@ -115,6 +121,8 @@ fn what_cannot_be_merged_is_refused_by_name() {
         ("peft_type", json!("IA3"), "IA3"),
         ("fan_in_fan_out", json!(true), "transposed"),
         ("r", json!(0), "rank"),
+        ("rank_pattern", json!({ "q_proj": 0 }), "rank_pattern.q_proj"),
+        ("alpha_pattern", json!({ "q_(proj": 1 }), "no regular expression"),
     ] {
         let folder = fresh();
         with(folder.path(), key, value);

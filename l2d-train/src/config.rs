@@ -299,6 +299,16 @@ impl TrainConfig {
         if !(1..=1024).contains(&self.draws_per_position) {
             return fail("draws_per_position", format!("{} is outside 1..=1024", self.draws_per_position));
         }
+        for (key, value) in [("lora_rank", self.lora_rank), ("pad_to", self.pad_to)] {
+            if value > 1 << 16 {
+                return fail(key, format!("{value} is above {}", 1 << 16));
+            }
+        }
+        if self.early_stop_patience > 0 && (self.validation_fraction == 0.0 || self.validation_examples == 0) {
+            let reason =
+                "nothing is held back for validation (validation_fraction, validation_examples): it would do nothing";
+            return fail("early_stop_patience", reason.into());
+        }
         if self.lora_rank == 0 || self.head_chunk == 0 || self.log_every == 0 || self.keep_last == 0 {
             return fail("lora_rank, head_chunk, log_every, keep_last", "each must be at least 1".into());
         }

@@ -600,6 +600,28 @@ fn checkpoints_are_pruned_but_the_best_stays() {
 }
 
 #[test]
+fn a_path_of_its_own_layers_resumes() {
+    for variant in [Variant::Full, Variant::Scratch] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = TrainConfig { diffusion: RawDiffusionConfig { variant, ..config().diffusion }, ..config() };
+        let (whole, expected) = run(&config, None, false, None);
+        let (_, mut losses) = run(&config, Some(folder.path()), false, Some(5));
+        let (resumed, rest) = run(&config, Some(folder.path()), true, None);
+        losses.extend(rest);
+        assert_eq!(losses, expected);
+        assert_eq!(parameters(&resumed.expect("finished").model), parameters(&whole.expect("trained").model));
+        let other = TrainConfig {
+            diffusion: RawDiffusionConfig { variant: Variant::Full, ..config.diffusion.clone() },
+            ..config
+        };
+        if variant == Variant::Scratch {
+            let message = run(&other, Some(folder.path()), true, None).0.expect_err("another variant").to_string();
+            assert!(message.contains("diffusion.variant.kind: \"scratch\" -> \"full\""), "{message}");
+        }
+    }
+}
+
+#[test]
 fn a_used_folder_another_config_and_an_unwritable_place_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     run(&config(), Some(folder.path()), false, Some(2)).0.expect("trained");

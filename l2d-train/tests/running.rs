@@ -168,7 +168,7 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
     let config = TrainConfig { keep_last: 100, ..config() };
     let whole = run(&config, None, false, None);
     type Harm = fn(&Path);
-    let harms: [(&str, Harm); 4] = [
+    let harms: [(&str, Harm); 5] = [
         ("truncated", |folder| {
             let file = folder.join("adapter.safetensors");
             let bytes = std::fs::read(&file).expect("read");
@@ -179,6 +179,11 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
             let mut bytes = std::fs::read(&file).expect("read");
             *bytes.last_mut().expect("not empty") ^= 1;
             std::fs::write(file, bytes).expect("written");
+        }),
+        ("a file that cannot be read", |folder| {
+            let file = folder.join("adapter.safetensors");
+            std::fs::remove_file(&file).expect("removed");
+            std::os::unix::fs::symlink("nowhere", file).expect("linked");
         }),
         ("a file missing", |folder| std::fs::remove_file(folder.join("state.json")).expect("removed")),
         ("without checksums", |folder| std::fs::remove_file(folder.join("SHA256SUMS")).expect("removed")),

@@ -53,6 +53,10 @@ pub(crate) fn from_pytorch<B: Backend>(args: &FromPytorchArgs) -> Result<(), Cli
 /// Runs `l2d convert to-pytorch`.
 pub(crate) fn to_pytorch<B: Backend>(args: &ToPytorchArgs) -> Result<(), CliError> {
     let settings = args.out.with_extension("json");
+    if settings == args.out {
+        let reason = "the settings are written beside it as .json; name it .safetensors";
+        return Err(CliError::Usage(format!("--out {}: {reason}", args.out.display())));
+    }
     refuse_existing(&args.out)?;
     refuse_existing(&settings)?;
     let lm = load_lm::<B>(&args.model)?;

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use regex::Regex;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::atomic::write_atomically;
 use super::tensor_file::{StoredDtype, read_tensors, write_tensors};
@@ -46,10 +47,13 @@ struct PeftConfig {
     #[serde(default)]
     modules_to_save: Option<Vec<String>>,
     #[serde(default)]
-    rank_pattern: BTreeMap<String, usize>,
+    rank_pattern: Map<String, Value>,
     #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
+    alpha_pattern: Map<String, Value>,
 }
+
+/// Values by patterns of module names, in the file's order.
+type Patterns<T> = Vec<(Regex, T)>;
 
 impl PeftConfig {
     fn read(folder: &Path) -> Result<Self> {
@@ -82,12 +86,37 @@ impl PeftConfig {
         Ok(config)
     }
 
+    /// `rank_pattern` and `alpha_pattern`. PEFT takes the first whose key, a regular expression, matches the module's name
+    /// from a dot, or its beginning, to its end.
+    fn patterns(&self, file: &Path) -> Result<(Patterns<usize>, Patterns<f64>)> {
+        fn read<T>(
+            file: &Path,
+            key: &str,
+            map: &Map<String, Value>,
+            value: impl Fn(&Value) -> Option<T>,
+        ) -> Result<Patterns<T>> {
+            let bad = |name: &str, reason: String| Error::config(file, format!("{key}.{name}"), reason);
+            map.iter()
+                .map(|(name, found)| {
+                    let pattern = Regex::new(&format!(r"^(?:.*\.)?(?:{name})$"));
+                    let pattern =
+                        pattern.map_err(|_| bad(name, "this is no regular expression that is supported".into()))?;
+                    Ok((pattern, value(found).ok_or_else(|| bad(name, format!("{found} is no such number")))?))
+                })
+                .collect()
+        }
+        let rank = |value: &Value| value.as_u64().filter(|&rank| rank > 0).map(|rank| rank as usize);
+        Ok((
+            read(file, "rank_pattern", &self.rank_pattern, rank)?,
+            read(file, "alpha_pattern", &self.alpha_pattern, Value::as_f64)?,
+        ))
+    }
+
     /// Rank and scale of the module of that name.
-    fn of(&self, module: &str) -> (usize, f64) {
-        // PEFT matches a key with the end of the module's name, at a dot.
-        let ends = |key: &str| module == key || module.ends_with(&format!(".{key}"));
-        let rank = self.rank_pattern.iter().find(|(key, _)| ends(key)).map_or(self.r, |(_, rank)| *rank);
-        let alpha = self.alpha_pattern.iter().find(|(key, _)| ends(key)).map_or(self.lora_alpha, |(_, alpha)| *alpha);
+    fn of(&self, module: &str, patterns: &(Patterns<usize>, Patterns<f64>)) -> (usize, f64) {
+        let rank = patterns.0.iter().find(|(key, _)| key.is_match(module)).map_or(self.r, |(_, rank)| *rank);
+        let alpha =
+            patterns.1.iter().find(|(key, _)| key.is_match(module)).map_or(self.lora_alpha, |(_, alpha)| *alpha);
         (rank, if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 })
     }
 }
@@ -106,6 +135,7 @@ fn linears<B: Backend>(lm: &mut Lm<B>, layer: usize) -> [&mut Linear<B>; 7] {
 /// shapes, or misses a partner.
 pub fn merge_peft<B: Backend>(folder: &Path, mut lm: Lm<B>) -> Result<Lm<B>> {
     let config = PeftConfig::read(folder)?;
+    let patterns = config.patterns(&folder.join(CONFIG))?;
     let file = folder.join(WEIGHTS);
     let (mut tensors, _) = read_tensors(&file)?;
     let device = lm.device();
@@ -113,7 +143,7 @@ pub fn merge_peft<B: Backend>(folder: &Path, mut lm: Lm<B>) -> Result<Lm<B>> {
     for layer in 0..lm.blocks.len() {
         for (linear, module) in linears(&mut lm, layer).into_iter().zip(MODULES) {
             let [inputs, outputs] = linear.shape();
-            let (rank, scale) = config.of(&format!("model.layers.{layer}.{module}"));
+            let (rank, scale) = config.of(&format!("model.layers.{layer}.{module}"), &patterns);
             let mut take = |factor: &str, shape: [usize; 2]| -> Result<Option<Vec<f32>>> {
                 let name = format!("{PREFIX}{layer}.{module}.lora_{factor}.weight");
                 match tensors.remove(&name) {

@@ -8,6 +8,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::atomic::write_atomically;
+use super::safetensors::bf16_from_le;
 use crate::error::{Error, Result};
 use crate::lm::HostTensor;
 
@@ -67,7 +68,7 @@ pub fn write_tensors(
 /// Tensors by name, and metadata.
 pub type TensorsAndMetadata = (BTreeMap<String, HostTensor>, BTreeMap<String, String>);
 
-/// Reads a whole safetensors file of f32 or f16 tensors. `file` names it in errors, `bytes` is its content.
+/// Reads a whole safetensors file of f32, f16 or bf16 tensors. `file` names it in errors, `bytes` is its content.
 ///
 /// # Errors
 /// Broken or truncated content, or another number format.
@@ -98,11 +99,12 @@ fn values(file: &Path, name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
     match view.dtype() {
         Dtype::F32 => Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
         Dtype::F16 => Ok(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+        Dtype::BF16 => Ok(bf16_from_le(data)),
         other => Err(Error::Dtype {
             path: file.to_path_buf(),
             name: name.to_string(),
             found: format!("{other:?}"),
-            supported: "F32, F16",
+            supported: "F32, F16, BF16",
         }),
     }
 }

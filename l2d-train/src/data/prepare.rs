@@ -85,7 +85,12 @@ pub fn prepare(
     let key = key(settings, &files, &template.fingerprint())?;
     let mut outcome = CacheUse::Made;
     match TokenStore::open(settings.cache, &key) {
-        Ok(Some(store)) => return Ok((store, CacheUse::Found)),
+        Ok(Some(store)) => {
+            // The same rows may lie elsewhere now, and weights are no part of the key.
+            let store = store.named(settings.sources.iter().map(name_of).zip(files.clone()));
+            weighted_give(settings, store.sources())?;
+            return Ok((store, CacheUse::Found));
+        }
         Ok(None) => {}
         Err(damage) => {
             tracing::warn!("tokenised data in {} is damaged ({damage}) and is made again", settings.cache.display());
@@ -102,17 +107,8 @@ pub fn prepare(
         reports.push(report);
     }
     let mut stats = DatasetStats::default();
-    for report in &reports {
-        stats.merge(&report.stats);
-        if report.stats.examples == 0 && source_must_give(settings.sources) {
-            return Err(TrainError::NoData(format!(
-                "source {} has a weight and gives no example; {} rows, dropped: {}",
-                report.name,
-                report.stats.rows,
-                report.stats.dropped_in_words()
-            )));
-        }
-    }
+    reports.iter().for_each(|report| stats.merge(&report.stats));
+    weighted_give(settings, &reports)?;
     stats.some_left(settings.max_tokens)?;
     writer.finish(settings.cache, &key, reports)?;
     match TokenStore::open(settings.cache, &key) {
@@ -122,9 +118,31 @@ pub fn prepare(
     }
 }
 
-/// A source with a share of every epoch needs something to share.
-fn source_must_give(sources: &[SourceConfig]) -> bool {
-    sources.iter().any(|source| source.weight.is_some())
+/// A source as it was named.
+fn name_of(source: &SourceConfig) -> String {
+    match (&source.path, &source.subset) {
+        (Some(path), Some(subset)) => format!("{} ({subset})", path.display()),
+        (Some(path), None) => path.display().to_string(),
+        (None, _) => String::new(),
+    }
+}
+
+/// A source with a weight must give an example.
+fn weighted_give(settings: &DataSettings<'_>, reports: &[SourceReport]) -> Result<()> {
+    let empty = settings
+        .sources
+        .iter()
+        .zip(reports)
+        .find(|(source, report)| source.weight.is_some() && report.stats.examples == 0);
+    match empty {
+        None => Ok(()),
+        Some((_, report)) => Err(TrainError::NoData(format!(
+            "source {} has a weight and gives no example; {} rows, dropped: {}",
+            report.name,
+            report.stats.rows,
+            report.stats.dropped_in_words()
+        ))),
+    }
 }
 
 fn unreadable(cache: &Path, damage: &str) -> TrainError {
@@ -173,11 +191,7 @@ impl SourceReader<'_> {
         cancel: &AtomicBool,
         progress: &mut dyn DataProgress,
     ) -> Result<SourceReport> {
-        let name = match (&self.source.path, &self.source.subset) {
-            (Some(path), Some(subset)) => format!("{} ({subset})", path.display()),
-            (Some(path), None) => path.display().to_string(),
-            (None, _) => String::new(),
-        };
+        let name = name_of(self.source);
         let mut stats = DatasetStats::default();
         let mut used = 0;
         let take = |outcomes: Vec<RowOutcome>| {

@@ -65,8 +65,8 @@ pub(crate) fn check_sources(sources: &[SourceConfig], classes: &[String], column
         );
     }
     for (number, source) in (1..).zip(sources) {
-        if let Some(weight) = source.weight.filter(|weight| !(weight.is_finite() && *weight > 0.0)) {
-            return fail("sources.weight", format!("{weight} of source {number} is not a positive number"));
+        if let Some(weight) = source.weight.filter(|weight| !(*weight > 0.0 && *weight <= 1e12)) {
+            return fail("sources.weight", format!("{weight} of source {number} is not a positive number up to 1e12"));
         }
         if source.max_rows == Some(0) {
             return fail("sources.max_rows", format!("source {number} would have no row; leave the source out"));

@@ -148,6 +148,14 @@ impl TokenStore {
         }))
     }
 
+    /// The same examples, whose sources go by other names and files.
+    pub(super) fn named(mut self, names: impl Iterator<Item = (String, Vec<PathBuf>)>) -> Self {
+        for (report, (name, files)) in self.sources.iter_mut().zip(names) {
+            (report.name, report.files) = (name, files);
+        }
+        self
+    }
+
     /// All examples, in the order of the rows, source by source.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

@@ -90,7 +90,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         self.on_disk = Some(state.clone());
         if let Some(best) = state.best_step.filter(|&best| best != step) {
             let missing = !dir.checkpoint(best).exists();
-            let damage = if missing { Some("it is missing".into()) } else { dir.damage(best)? };
+            let damage = if missing { Some("it is missing".into()) } else { damage(dir, best) };
             if let Some(damage) = damage {
                 tracing::warn!(
                     "the best checkpoint so far, {}, is lost ({damage}): the next validation counts as the best again",
@@ -130,6 +130,8 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         let mut outcome = Outcome::Finished;
         let mut saved = self.state.step;
         if self.state.validation_pending && self.validate(&mut watch, cancel)? {
+            // The last update of a run that ends early is followed by a generation.
+            self.state.generation_pending |= self.out_of_patience() && self.generates();
             self.save(watch.observer)?;
         }
         if self.state.generation_pending && self.generate(&mut watch, cancel)? {
@@ -157,11 +159,12 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             }
             watch.observer.step(&report);
             let last = report.step == self.state.total_steps;
-            let mut judged =
-                (last || due(report.step, self.config.validate_every)) && self.validate(&mut watch, cancel)?;
+            // Said before it is done: a checkpoint that the validation writes knows what is still owed after it.
+            self.state.generation_pending = (last || due(report.step, self.config.generate.every)) && self.generates();
+            let judged = (last || due(report.step, self.config.validate_every)) && self.validate(&mut watch, cancel)?;
             let last = last || self.out_of_patience();
-            if last || due(report.step, self.config.generate.every) {
-                judged |= self.generate(&mut watch, cancel)?;
+            if self.state.generation_pending || last {
+                self.generate(&mut watch, cancel)?;
             }
             if last || due(report.step, self.config.checkpoint_every) {
                 self.save(watch.observer)?;
@@ -178,6 +181,11 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             outcome = Outcome::Interrupted;
         }
         Ok(self.left_behind(outcome))
+    }
+
+    /// Whether the run answers problems.
+    fn generates(&self) -> bool {
+        self.config.generate.task.is_some()
     }
 
     fn left_behind(self, outcome: Outcome) -> Trained<T::Model> {
@@ -264,7 +272,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
 fn newest_whole(dir: &RunDir) -> Result<u64> {
     let mut damaged = Vec::new();
     for step in dir.checkpoints()?.into_iter().rev() {
-        match dir.damage(step)? {
+        match damage(dir, step) {
             Some(damage) => damaged.push((step, damage)),
             None => {
                 for (bad, damage) in damaged {
@@ -282,6 +290,11 @@ fn newest_whole(dir: &RunDir) -> Result<u64> {
     }
     let damage: Vec<String> = damaged.iter().map(|(step, damage)| format!("step {step}: {damage}")).collect();
     Err(TrainError::NoGoodCheckpoint { path: dir.root().into(), damage: damage.join("; ") })
+}
+
+/// What is wrong with a checkpoint; that it cannot be read is damage, too.
+fn damage(dir: &RunDir, step: u64) -> Option<String> {
+    dir.damage(step).unwrap_or_else(|error| Some(format!("it cannot be read ({error})")))
 }
 
 fn due(step: u64, every: u64) -> bool {

@@ -38,10 +38,11 @@ pub(super) fn settings(config: &TrainConfig) -> Result<Value> {
 
 /// Each difference between the run that was saved and the one that is to go on, `key: old -> new`.
 pub(super) fn differences(saved: &RunState, now: &RunState) -> Result<Vec<String>> {
-    // A setting that did not exist when the checkpoint was written had its default.
+    // A setting that did not exist when the checkpoint was written had its default. (Settings that exist no more cannot be
+    // read back; they are compared as they are.)
+    let known = serde_json::from_value::<TrainConfig>(saved.settings.clone());
     let mut old = BTreeMap::new();
-    flatten("", &settings(&TrainConfig::default())?, &mut old);
-    flatten("", &saved.settings, &mut old);
+    flatten("", &known.map_or_else(|_| Ok(saved.settings.clone()), |config| settings(&config))?, &mut old);
     let mut new = BTreeMap::new();
     flatten("", &now.settings, &mut new);
     let keys = old.keys().chain(new.keys()).filter(|key| !FREE.contains(&key.as_str()));
@@ -76,7 +77,6 @@ fn flatten(key: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
             }
         }
         other => {
-            // Of a choice with settings of its own (`diffusion.variant`) only the chosen one's count.
             found.insert(key.to_string(), other.clone());
         }
     }

@@ -101,7 +101,8 @@ impl Parts {
             activations: activations(lm, config, tokens, labels * draws),
             // Logits and their gradient.
             logits: 2.0 * (labels * draws).min(config.head_chunk as f64) * v * F32,
-            tokens: data.tokens_per_epoch as f64 * F32,
+            // Tokens are on the disk, their index is not.
+            tokens: 40.0 * data.examples as f64,
         }
     }
 
@@ -115,7 +116,7 @@ impl Parts {
             ("running mean of the weights", self.running_mean),
             ("activations (estimate)", self.activations),
             ("logits of a chunk", self.logits),
-            ("tokens of the data", self.tokens),
+            ("index of the data", self.tokens),
         ]
     }
 

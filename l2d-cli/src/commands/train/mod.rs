@@ -97,7 +97,12 @@ pub(crate) fn run<B: Backend>(args: &TrainArgs, backend: BackendKind) -> Result<
             let folder = args.out.join("model");
             let best = best_or_last::<B, _>(&*task, &trained)?;
             export_model(&folder, &best.valid(), &text, stored(args))?;
-            if config.objective == ObjectiveKind::Lora {
+            if config.objective == ObjectiveKind::Lora && args.lora.is_some() {
+                // Its base is the model with the first adapter merged in, which no name stands for.
+                eprintln!(
+                    "no peft/ folder: with --lora the corrections fit the merged base alone; model/ has everything"
+                );
+            } else if config.objective == ObjectiveKind::Lora {
                 let folder = args.out.join("peft");
                 save_peft(&folder, best.valid(), &args.model.to_string_lossy())?;
                 eprintln!("wrote {}", folder.display());

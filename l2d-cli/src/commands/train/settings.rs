@@ -43,8 +43,9 @@ pub(crate) fn from_files(files: &[PathBuf], entries: &[String]) -> Result<TrainC
     }
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     let source = if names.is_empty() { "the settings".to_string() } else { names.join(", ") };
-    let mut config: TrainConfig =
-        table.try_into().map_err(|e: toml::de::Error| CliError::Usage(format!("{source}: {}", e.message())))?;
+    let mut config: TrainConfig = table.try_into().map_err(|e: toml::de::Error| {
+        CliError::Usage(format!("{source}: {}", e.to_string().trim().replace('\n', " ")))
+    })?;
     for source in &mut config.sources {
         if let Some(path) = &mut source.path {
             hub::fetch(path)?;

@@ -23,9 +23,11 @@ pub(in super::super) struct Records {
 
 impl Records {
     pub(super) fn rows(self) -> Vec<NumberedRow> {
-        let columns = |record: Row| match record.to_json_value() {
-            Value::Object(columns) => Ok(columns),
-            other => Err(format!("it is no record: {other}")),
+        // A date or a time beyond the calendar makes the crate panic.
+        let columns = |record: Row| match catch_unwind(AssertUnwindSafe(|| record.to_json_value())) {
+            Ok(Value::Object(columns)) => Ok(columns),
+            Ok(other) => Err(format!("it is no record: {other}")),
+            Err(_) => Err("a value (a date or a time?) is out of its type's range".into()),
         };
         (self.first..).zip(self.records).map(|(number, record)| (number, columns(record))).collect()
     }
