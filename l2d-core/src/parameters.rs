@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::error::Result;
-use crate::lm::HostTensor;
+use crate::lm::{HostTensor, host_values};
 
 /// The path of field names down to the parameter being visited.
 #[derive(Debug, Default, Clone)]
@@ -67,20 +67,10 @@ pub fn trained_parameter_names<B: Backend, M: Module<B>>(module: &M) -> Vec<Stri
 }
 
 fn collect<B: Backend, M: Module<B>>(module: &M, only_trained: bool) -> Vec<HostTensor> {
-    let named = |(name, data): (String, TensorData)| {
-        let shape = data.shape.to_vec();
-        HostTensor { name, shape, values: data.into_vec().expect("converted to f32 just above") }
-    };
-    parameter_data(module, only_trained).into_iter().map(named).collect()
-}
-
-/// All float parameters of a module on the host, or those that are trained, in f32 and as the backend hands them out: a
-/// copy less than [`parameters`].
-pub fn parameter_data<B: Backend, M: Module<B>>(module: &M, only_trained: bool) -> Vec<(String, TensorData)> {
     struct Collect {
         path: ParameterPath,
         only_trained: bool,
-        found: Vec<(String, TensorData)>,
+        found: Vec<HostTensor>,
     }
     impl<B: Backend> ModuleVisitor<B> for Collect {
         fn enter_module(&mut self, name: &str, container_type: &str) {
@@ -94,7 +84,8 @@ pub fn parameter_data<B: Backend, M: Module<B>>(module: &M, only_trained: bool) 
             if self.only_trained && !tensor.is_require_grad() {
                 return;
             }
-            self.found.push((self.path.name(), tensor.into_data().convert::<f32>()));
+            let shape = tensor.dims().to_vec();
+            self.found.push(HostTensor { name: self.path.name(), shape, values: host_values(tensor) });
         }
     }
     let mut collect = Collect { path: ParameterPath::default(), only_trained, found: Vec::new() };

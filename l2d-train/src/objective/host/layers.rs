@@ -9,8 +9,8 @@ use l2d_core::cpu::dense::{
     Products, Right, View, add_column_sums, multiply, multiply_right, multiply_right_biased, silu, silu_backward,
 };
 use l2d_core::diffusion::Variant;
-use l2d_core::lm::Dropout;
-use l2d_core::parameters::parameter_data;
+use l2d_core::lm::{Dropout, HostTensor};
+use l2d_core::parameters::{parameters, trained_parameters};
 
 use crate::optimiser::NamedGradients;
 
@@ -25,18 +25,20 @@ fn joined(prefix: &str, name: &str) -> String {
 /// Trained parameters by name, as they are in this step, and how they are multiplied.
 #[derive(Debug)]
 pub(super) struct Parameters {
-    tensors: BTreeMap<String, TensorData>,
+    tensors: BTreeMap<String, HostTensor>,
     products: Products,
 }
 
 impl Parameters {
     pub(super) fn of<B: Backend, M: Module<B>>(module: &M, products: Products) -> Self {
-        Self { tensors: parameter_data(module, false).into_iter().collect(), products }
+        let tensors = parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { tensors, products }
     }
 
     /// Those of the module's parameters that are trained.
     pub(super) fn trained<B: Backend, M: Module<B>>(module: &M, products: Products) -> Self {
-        Self { tensors: parameter_data(module, true).into_iter().collect(), products }
+        let tensors = trained_parameters(module).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { tensors, products }
     }
 
     /// Values of the parameter `prefix.name`.
@@ -49,7 +51,7 @@ impl Parameters {
 
     pub(super) fn find(&self, prefix: &str, name: &str) -> Option<&[f32]> {
         let name = joined(prefix, name);
-        self.tensors.get(&name).map(|data| data.as_slice().expect("collected as f32"))
+        self.tensors.get(&name).map(|tensor| &tensor.values[..])
     }
 }
 
