@@ -129,7 +129,7 @@ impl DecodeArgs {
                 VelocityKind::ExpectationNormalised => expectation(Normalise::Renormalise),
                 VelocityKind::ExpectationClamped => expectation(Normalise::ClampToNearest),
             },
-            guidance: self.guidance.unwrap_or(1.0),
+            guidance: self.guidance.first().copied().unwrap_or(1.0),
             adaptive,
             ..usual
         }
@@ -152,10 +152,16 @@ impl DecodeArgs {
         }
     }
 
+    /// The same for a task that has a temperature of its own, unless one was asked for.
+    pub(crate) fn sampling_for(&self, usual: Option<f64>) -> SamplingParams {
+        let temperature = self.temperature.or(usual).unwrap_or(1.0);
+        SamplingParams { temperature, ..self.sampling() }
+    }
+
     /// How the emitted token is drawn.
     pub(crate) fn sampling(&self) -> SamplingParams {
         SamplingParams {
-            temperature: self.temperature,
+            temperature: self.temperature.unwrap_or(1.0),
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,

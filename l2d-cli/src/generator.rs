@@ -16,14 +16,38 @@ use crate::model::Text;
 pub(crate) struct ModelGenerator<'a, B: Backend> {
     pub(crate) decoder: Decoder<'a, B>,
     pub(crate) text: &'a Text,
-    /// The guidance class of every sequence.
-    pub(crate) class: Option<usize>,
+    /// What guides each sequence.
+    pub(crate) guide: Guide,
     pub(crate) sampling: SamplingParams,
     /// In the place of sampling.
     pub(crate) beam: Option<Beam>,
     pub(crate) cancel: &'a AtomicBool,
     /// Threads to decode a batch in, at most.
     pub(crate) threads: usize,
+}
+
+/// What guides sequences.
+#[derive(Debug, Clone)]
+pub(crate) enum Guide {
+    /// The same class for all, by its place in the adapter's list, or none.
+    All(Option<usize>),
+    /// Each by its task's class.
+    ByTask(Vec<(&'static str, usize)>),
+}
+
+impl Guide {
+    /// The class of a row.
+    fn class(&self, of_row: &str) -> Option<usize> {
+        match self {
+            Self::All(class) => *class,
+            Self::ByTask(places) => places.iter().find(|(name, _)| *name == of_row).map(|(_, place)| *place),
+        }
+    }
+
+    /// Whether rows may differ in their class.
+    pub(crate) fn by_task(&self) -> bool {
+        matches!(self, Self::ByTask(_))
+    }
 }
 
 /// A conversation's turns as the chat template takes them.
@@ -78,7 +102,7 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
             .iter()
             .map(|request| {
                 let tokens = self.text.prompt(&messages(&request.turns))?;
-                Ok(Request { tokens, class: self.class, sequence: request.sequence })
+                Ok(Request { tokens, class: self.guide.class(request.class), sequence: request.sequence })
             })
             .collect::<Result<Vec<_>, CliError>>()?;
         let generation = GenerationParams {

@@ -11,12 +11,14 @@ use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter, merge_peft};
 use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::lm::Lm;
+use l2d_eval::task;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
 
 use crate::args::{CacheKind, DecodeArgs, ModelArgs, WeightsKind};
 use crate::backend::BackendKind;
 use crate::error::CliError;
+use crate::generator::Guide;
 
 /// Everything about a base model but its weights.
 pub(crate) struct Text {
@@ -50,13 +52,17 @@ impl Text {
 
     /// A conversation as the prompt of the assistant's next turn; of the rest of its turn where it has begun one.
     pub(crate) fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, CliError> {
+        // The template writes out every special token itself.
+        Ok(self.tokenizer.encode(&self.rendered(messages)?, false)?)
+    }
+
+    /// [`Text::prompt`] as text.
+    pub(crate) fn rendered(&self, messages: &[Message]) -> Result<String, CliError> {
         let ending = match messages.last() {
             Some(last) if last.role == "assistant" => Ending::ContinueFinalMessage,
             _ => Ending::GenerationPrompt,
         };
-        let rendered = self.template()?.render(messages, ending)?;
-        // The template writes out every special token itself.
-        Ok(self.tokenizer.encode(&rendered, false)?)
+        Ok(self.template()?.render(messages, ending)?)
     }
 
     /// A text as it is, with the beginning-of-sequence token where the tokenizer adds one.
@@ -225,6 +231,18 @@ impl<B: Backend> Model<B> {
         let found = classes.iter().position(|class| class == name);
         let missing = || CliError::Usage(format!("--class {name}: this adapter's classes are {}", classes.join(", ")));
         found.map(Some).ok_or_else(missing)
+    }
+
+    /// What guides an evaluation: the class asked for; with a strength alone, the class of each task.
+    pub(crate) fn guide(&self, decode: &DecodeArgs) -> Result<Guide, CliError> {
+        if decode.class.is_some() || decode.guidance.is_empty() {
+            return Ok(Guide::All(self.class(decode.class.as_deref())?));
+        }
+        let mut places = Vec::new();
+        for name in [task::class::MATH, task::class::CODING, task::class::GENERAL] {
+            places.extend(self.class(Some(name))?.map(|place| (name, place)));
+        }
+        Ok(Guide::ByTask(places))
     }
 
     /// Steps when none are asked for: the paper's 15 with a diffusion path, 1 without.

@@ -173,6 +173,11 @@ pub(crate) struct EvalProgress {
     bar: ProgressBar,
     what: String,
     last_line: Instant,
+    begun: Instant,
+    /// New samples, their tokens and evaluations since then.
+    samples: u32,
+    tokens: usize,
+    evaluations: usize,
 }
 
 impl EvalProgress {
@@ -181,7 +186,8 @@ impl EvalProgress {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         bar.set_style(style("{bar:30} {pos}/{len} {prefix} {elapsed} ETA {eta} · {msg}"));
         bar.set_prefix(what.clone());
-        Self { bar, what, last_line: Instant::now() }
+        let now = Instant::now();
+        Self { bar, what, last_line: now, begun: now, samples: 0, tokens: 0, evaluations: 0 }
     }
 
     /// Leaves the bar as it stands.
@@ -201,12 +207,19 @@ impl Progress for EvalProgress {
         self.bar.set_position(resumed as u64);
     }
 
-    fn batch(&mut self, finished: &[Sample], so_far: Proportion) {
+    fn batch(&mut self, finished: &[Sample], so_far: Option<Proportion>) {
         self.bar.inc(finished.len() as u64);
-        let message = format!("accuracy {:.1} %", 100.0 * so_far.mean);
+        self.samples += finished.len() as u32;
+        self.tokens += finished.iter().map(|sample| sample.completion.tokens).sum::<usize>();
+        self.evaluations += finished.iter().map(|sample| sample.completion.evaluations).sum::<usize>();
+        let score = so_far.map_or_else(String::new, |score| format!("{:.1} % right · ", 100.0 * score.mean));
+        let rate = self.tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-3);
+        let each = self.evaluations as f64 / self.tokens.max(1) as f64;
+        let message = format!("{score}{rate:.1} tokens/s · {each:.1} evaluations/token");
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_EVERY {
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            eprintln!("{}: {done}/{total} · {message}", self.what);
+            let left = self.begun.elapsed() / self.samples.max(1) * total.saturating_sub(done) as u32;
+            eprintln!("{}: {done}/{total} · {message} · ETA {}", self.what, HumanDuration(left));
             self.last_line = Instant::now();
         }
         self.bar.set_message(message);

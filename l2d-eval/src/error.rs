@@ -99,6 +99,24 @@ pub enum Error {
         /// Rows there.
         found: usize,
     },
+    /// No question fits the context, or the limit on rows, with its shots.
+    #[error(
+        "{task}: no question is left: the shortest prompt with {shots} shots has {prompt} tokens, an answer up to {completion}, the context {context} (and prompt and reference together at most {max_tokens}); ask for fewer --shots or --max-tokens"
+    )]
+    ShotsTooLong {
+        /// The task.
+        task: String,
+        /// Shots before each question.
+        shots: usize,
+        /// Tokens of the shortest prompt.
+        prompt: usize,
+        /// The most tokens of a completion.
+        completion: usize,
+        /// Tokens of the model's context.
+        context: usize,
+        /// The most tokens of prompt and reference solution.
+        max_tokens: usize,
+    },
     /// No row is left to evaluate.
     #[error("{task}: no row left to evaluate ({reason})")]
     NoRows {
@@ -108,12 +126,69 @@ pub enum Error {
         reason: String,
     },
     /// A task is not in the registry.
-    #[error("no task `{name}` (there is {known})")]
+    #[error("no task `{name}` (there is {known}; or the path of a task's .toml file)")]
     UnknownTask {
         /// The name given.
         name: String,
-        /// The names there are.
+        /// The names there are, those like it first.
         known: String,
+    },
+    /// A profile is none of those there are.
+    #[error("no profile `{name}` (there is {known})")]
+    UnknownProfile {
+        /// The name given.
+        name: String,
+        /// The names there are, those like it first.
+        known: String,
+    },
+    /// The file of a task does not say what a task needs.
+    #[error("{path}: {reason}")]
+    TaskFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// A split has another number of rows than the published one.
+    #[error(
+        "{task}: split `{split}` has {found} rows here, the published one has {official}: scores on it are not comparable; go on with --any-row-count"
+    )]
+    RowCount {
+        /// The task.
+        task: String,
+        /// The split.
+        split: String,
+        /// Rows there.
+        found: usize,
+        /// Rows published.
+        official: usize,
+    },
+    /// A program that a model wrote could not be run.
+    #[error("running a candidate program failed: {0}")]
+    Code(#[source] BoxError),
+    /// A task whose answers are programs was given nothing to run them with.
+    #[error("{task}: its answers are programs, and there is nothing to run them in")]
+    NoCodeRunner {
+        /// The task.
+        task: String,
+    },
+    /// A task without options was to be scored by log-likelihood.
+    #[error("{task}: it has no options to score by log-likelihood (the multiple-choice tasks have)")]
+    NoLikelihood {
+        /// The task.
+        task: String,
+    },
+    /// A journal holds samples of other rows, or of another task, than they are scored as.
+    #[error("{path}: sample {sample} of row {row}: {reason}")]
+    JournalMismatch {
+        /// The journal.
+        path: PathBuf,
+        /// The row it names.
+        row: usize,
+        /// The sample it names.
+        sample: usize,
+        /// How it differs.
+        reason: String,
     },
     /// A setting is out of its range.
     #[error("`{key}`: {reason}")]
@@ -161,6 +236,9 @@ pub enum Error {
     /// Two runs that are not over the same questions were compared.
     #[error("the runs cannot be compared: {0}")]
     NotPaired(String),
+    /// A result could not be written as CSV.
+    #[error("result as CSV: {0}")]
+    Csv(String),
     /// A chart could not be drawn.
     #[error("plot: {0}")]
     Plot(String),

@@ -23,6 +23,8 @@ pub struct GenerateRequest {
     pub max_new_tokens: usize,
     /// Texts that end the completion.
     pub stop_strings: Vec<String>,
+    /// The row's guidance class, by the paper's names ([`crate::task::class`]).
+    pub class: &'static str,
 }
 
 /// Why a completion ended.

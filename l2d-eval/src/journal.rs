@@ -36,8 +36,12 @@ pub struct Record {
     pub reference: String,
     /// What was answered.
     pub completion: Completion,
-    /// How it was judged when it was written. Judged anew whenever it is read.
+    /// How it was judged when it was written; empty where it was not. Judged anew when it is read, unless that runs
+    /// programs.
     pub scores: Scores,
+    /// Log-likelihoods of the options, in nats, where they were what was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub likelihoods: Option<Vec<f64>>,
     /// Wall-clock seconds of its batch, divided by the batch's samples: sums of it are wall-clock.
     pub seconds: f64,
 }
@@ -82,7 +86,9 @@ pub(crate) fn hash(content: &[u8]) -> String {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    finished: HashMap<String, Record>,
+    /// In the order they were written; of several with one key the last counts.
+    records: Vec<Record>,
+    places: HashMap<String, usize>,
 }
 
 impl Journal {
@@ -114,8 +120,10 @@ impl Journal {
             file.set_len(whole as u64).map_err(at)?;
         }
         file.seek(SeekFrom::Start(whole as u64)).map_err(at)?;
-        let finished = parse(&path, &content[..whole])?;
-        Ok(Self { path, file, finished })
+        let mut journal = Self { path, file, records: Vec::new(), places: HashMap::new() };
+        let records = parse(&journal.path, &content[..whole])?;
+        journal.keep(records);
+        Ok(journal)
     }
 
     /// The file.
@@ -125,17 +133,17 @@ impl Journal {
 
     /// A finished sample by its key.
     pub fn get(&self, key: &str) -> Option<&Record> {
-        self.finished.get(key)
+        self.places.get(key).map(|place| &self.records[*place])
     }
 
     /// Finished samples.
     pub fn len(&self) -> usize {
-        self.finished.len()
+        self.records.len()
     }
 
     /// Whether nothing is finished.
     pub fn is_empty(&self) -> bool {
-        self.finished.is_empty()
+        self.records.is_empty()
     }
 
     /// Appends a batch and syncs it: once this returns, its samples survive a crash.
@@ -151,13 +159,40 @@ impl Journal {
         let at = |source| Error::io(&self.path, source);
         self.file.write_all(&lines).map_err(at)?;
         self.file.sync_data().map_err(at)?;
-        self.finished.extend(records.iter().map(|record| (record.key.clone(), record.clone())));
+        self.keep(records.iter().cloned());
         Ok(())
+    }
+
+    /// All finished samples, in the order they were written.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    fn keep(&mut self, records: impl IntoIterator<Item = Record>) {
+        for record in records {
+            match self.places.get(&record.key) {
+                Some(place) => self.records[*place] = record,
+                None => {
+                    self.places.insert(record.key.clone(), self.records.len());
+                    self.records.push(record);
+                }
+            }
+        }
     }
 }
 
-fn parse(path: &Path, content: &[u8]) -> Result<HashMap<String, Record>> {
-    let mut finished = HashMap::new();
+/// The samples of a journal that nobody writes to; a last line that was cut off is left out.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Journal`] with the line's number where a whole line is broken.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let content = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    parse(path, &content[..whole])
+}
+
+fn parse(path: &Path, content: &[u8]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
     for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
         if line.is_empty() {
             continue;
@@ -167,9 +202,9 @@ fn parse(path: &Path, content: &[u8]) -> Result<HashMap<String, Record>> {
             line: index + 1,
             reason: error.to_string(),
         })?;
-        finished.insert(record.key.clone(), record);
+        records.push(record);
     }
-    Ok(finished)
+    Ok(records)
 }
 
 #[cfg(test)]
@@ -196,6 +231,7 @@ mod tests {
                 finish: FinishReason::EndOfTurn,
             },
             scores: Scores::new(),
+            likelihoods: None,
             seconds: 0.25,
         }
     }

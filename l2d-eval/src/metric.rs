@@ -102,6 +102,44 @@ fn wilson(p: f64, n: f64) -> [f64; 2] {
     [(centre - half).max(0.0), (centre + half).min(1.0)]
 }
 
+/// The chance that at least one of `k` completions is right, where `correct` of `samples` are: `1 - C(n-c, k) / C(n, k)`,
+/// unbiased (Chen et al. 2021, arXiv 2107.03374), as the product that does not overflow. `None` for `k` beyond the samples.
+pub fn pass_at_k(samples: usize, correct: usize, k: usize) -> Option<f64> {
+    if k == 0 || k > samples || correct > samples {
+        return None;
+    }
+    if samples - correct < k {
+        return Some(1.0);
+    }
+    let none: f64 = (samples - correct + 1..=samples).map(|i| 1.0 - k as f64 / i as f64).product();
+    Some(1.0 - none)
+}
+
+/// pass@k over questions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PassAtK {
+    /// Completions that are looked at.
+    pub k: usize,
+    /// The mean over questions, in [0, 1].
+    pub mean: f64,
+    /// Its standard error over questions; `None` for fewer than two.
+    pub standard_error: Option<f64>,
+}
+
+impl PassAtK {
+    /// pass@k of samples; `None` where a question has fewer than `k`, or there is none.
+    pub fn of(samples: impl IntoIterator<Item = Judged>, k: usize) -> Option<Self> {
+        let each: Option<Vec<f64>> =
+            clusters(samples).values().map(|cluster| pass_at_k(cluster.samples, cluster.correct, k)).collect();
+        let each = each.filter(|each| !each.is_empty())?;
+        let n = each.len() as f64;
+        let mean = each.iter().sum::<f64>() / n;
+        let standard_error = (each.len() > 1)
+            .then(|| (each.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt());
+        Some(Self { k, mean, standard_error })
+    }
+}
+
 /// How much better one run is than another on the same questions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PairedDifference {
@@ -197,6 +235,38 @@ mod tests {
         close(once.mean, thrice.mean);
         close(once.standard_error.unwrap(), thrice.standard_error.unwrap());
         assert!((once.wilson_95[0] - thrice.wilson_95[0]).abs() < 2e-3);
+    }
+
+    #[test]
+    fn pass_at_k_is_the_chance_over_all_choices() {
+        // Every choice of k completions out of n, counted.
+        for n in 1..=8_usize {
+            for c in 0..=n {
+                for k in 1..=n {
+                    let choices = (0_u32..1 << n).filter(|set| set.count_ones() as usize == k);
+                    let (mut all, mut lucky) = (0, 0);
+                    for set in choices {
+                        all += 1;
+                        lucky += u32::from(set & ((1 << c) - 1) != 0);
+                    }
+                    close(pass_at_k(n, c, k).unwrap(), f64::from(lucky) / f64::from(all));
+                }
+            }
+        }
+        assert_eq!((pass_at_k(5, 2, 6), pass_at_k(5, 2, 0), pass_at_k(1, 2, 1)), (None, None, None));
+        assert!((pass_at_k(10_000, 1, 5_000).unwrap() - 0.5).abs() < 1e-9, "no overflow");
+    }
+
+    #[test]
+    fn pass_at_k_is_averaged_over_questions() {
+        // One right of two, none of two.
+        let samples = || judged(&[true, false, false, false], 2);
+        close(PassAtK::of(samples(), 1).unwrap().mean, 0.25);
+        let both = PassAtK::of(samples(), 2).unwrap();
+        close(both.mean, 0.5);
+        close(both.standard_error.unwrap(), 0.5);
+        assert_eq!(PassAtK::of(samples(), 3), None);
+        assert_eq!(PassAtK::of([], 1), None);
     }
 
     #[test]

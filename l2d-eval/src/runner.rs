@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use crate::generate::{Completion, FinishReason, GenerateRequest, Generator};
 use crate::journal::{Journal, Record, hash, sample_key};
 use crate::metric::{Judged, Proportion};
 use crate::rows::Row;
+use crate::select::Selection;
 use crate::task::{Problem, Scores, Task, Turn};
 
 /// Which prompts are short enough.
@@ -58,11 +60,29 @@ impl RunSettings {
     }
 }
 
+/// What becomes of completions as they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// They are judged.
+    Now,
+    /// They are only kept, to be judged by [`crate::rescore()`].
+    Later,
+}
+
 /// What became of the rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCounts {
+    /// Rows of the split.
+    #[serde(default)]
+    pub in_split: usize,
+    /// Rows the published split has.
+    #[serde(default)]
+    pub official: Option<usize>,
     /// Rows looked at.
     pub rows: usize,
+    /// Rows left out because they are a shot's twin.
+    #[serde(default)]
+    pub shots: usize,
     /// Rows dropped because prompt and reference solution, or prompt and completion, are too long together.
     pub too_long: usize,
     /// Rows left out because their reference solution holds no answer.
@@ -76,6 +96,9 @@ struct Question {
     row: usize,
     problem: Problem,
     turns: Vec<Turn>,
+    class: &'static str,
+    /// Tokens of the prompt where they were counted, else its bytes: only their order matters.
+    length: usize,
 }
 
 /// A finished sample.
@@ -121,8 +144,8 @@ pub trait Progress {
         let _ = (total, resumed);
     }
 
-    /// A batch is finished. `so_far` is the first metric over all finished samples.
-    fn batch(&mut self, finished: &[Sample], so_far: Proportion) {
+    /// A batch is finished. `so_far` is the first metric over all finished samples, `None` where they are judged later.
+    fn batch(&mut self, finished: &[Sample], so_far: Option<Proportion>) {
         let _ = (finished, so_far);
     }
 }
@@ -138,47 +161,75 @@ pub struct Evaluation<'t> {
 }
 
 impl<'t> Evaluation<'t> {
-    /// Builds the prompts of the first `limit` rows (all for `None`) with the shots from `shot_rows`. The limit counts rows
-    /// before any is dropped.
+    /// Builds the prompts of the selected rows with the shots from `shot_rows`. The selection counts rows before any is
+    /// dropped.
     ///
     /// # Errors
-    /// [`Error::TooFewShots`]; a row without its columns; [`Error::Prompt`]; [`Error::NoRows`] where none is left.
+    /// [`Error::TooFewShots`]; a row without its columns; [`Error::Prompt`]; [`Error::NoRows`] where none is left;
+    /// [`Error::ShotsTooLong`] where the shots alone leave no room for any question.
     pub fn prepare(
         task: &'t dyn Task,
         rows: &[Row],
         shot_rows: &[Row],
-        limit: Option<usize>,
+        selection: &Selection,
         length: Option<&LengthLimit<'_>>,
     ) -> Result<Self> {
-        let rows = &rows[..limit.unwrap_or(rows.len()).min(rows.len())];
-        let mut counts = RowCounts { rows: rows.len(), ..RowCounts::default() };
+        let chosen = selection.rows(rows.len())?;
+        let mut counts = RowCounts {
+            in_split: rows.len(),
+            official: task.official_rows(),
+            rows: chosen.len(),
+            ..RowCounts::default()
+        };
         let mut questions = Vec::new();
-        for (index, row) in rows.iter().enumerate() {
+        let mut shortest: Option<usize> = None;
+        for index in chosen {
+            let row = &rows[index];
             let problem = task.problem(row)?;
-            if task.score(&problem, "").is_none() {
+            if !task.answerable(&problem) {
                 counts.without_answer += 1;
                 continue;
             }
-            let turns = task.prompt(&task.shots_for(shot_rows, row)?, &problem);
+            let shots = task.shots_for(shot_rows, row)?;
+            if task.leaves_out_shots() && shots.iter().any(|shot| shot.question == problem.question) {
+                counts.shots += 1;
+                continue;
+            }
+            let turns = task.prompt(&shots, &problem);
+            let mut tokens = turns.iter().map(|turn| turn.content.len()).sum();
             if let Some(length) = length {
-                let tokens = (length.measure)(&turns, &problem.solution)
+                let measured = (length.measure)(&turns, &problem.solution)
                     .map_err(|source| Error::Prompt { origin: row.origin().to_owned(), source })?;
-                if tokens.prompt + tokens.solution > length.max_tokens
-                    || tokens.prompt + task.max_new_tokens() > length.context
+                tokens = measured.prompt;
+                shortest = Some(shortest.map_or(tokens, |shortest| shortest.min(tokens)));
+                if measured.prompt + measured.solution > length.max_tokens
+                    || measured.prompt + task.max_new_tokens() > length.context
                 {
                     counts.too_long += 1;
                     continue;
                 }
             }
-            questions.push(Question { row: index, problem, turns });
+            questions.push(Question { row: index, problem, turns, class: task.class(row), length: tokens });
         }
         counts.questions = questions.len();
         if questions.is_empty() {
+            if let (Some(limit), Some(prompt)) = (length, shortest)
+                && counts.too_long > 0
+            {
+                return Err(Error::ShotsTooLong {
+                    task: task.name().to_owned(),
+                    shots: task.shots(),
+                    prompt,
+                    completion: task.max_new_tokens(),
+                    context: limit.context,
+                    max_tokens: limit.max_tokens,
+                });
+            }
             return Err(Error::NoRows {
                 task: task.name().to_owned(),
                 reason: format!(
-                    "{} read, {} too long, {} without an answer",
-                    counts.rows, counts.too_long, counts.without_answer
+                    "{} of {} rows looked at, {} shots themselves, {} without an answer",
+                    counts.rows, counts.in_split, counts.shots, counts.without_answer
                 ),
             });
         }
@@ -207,35 +258,36 @@ impl<'t> Evaluation<'t> {
         self.questions.iter().map(|question| (question.row, question.turns.as_slice()))
     }
 
-    /// Generates and judges every sample the journal does not hold yet. `cancel` is looked at before every batch; the
-    /// generator may look at it too and give back what it had to leave as [`FinishReason::Cancelled`].
+    /// Generates and judges every sample the journal does not hold yet, the longest prompts first: a batch's prompts are
+    /// alike in length, and what needs the most memory comes before hours of work. `cancel` is looked at before every
+    /// batch; the generator may look at it too and give back what it had to leave as [`FinishReason::Cancelled`].
     ///
     /// # Errors
-    /// [`Error::Setting`], [`Error::Generator`], [`Error::CompletionCount`], or the journal's. What was finished before is
-    /// in the journal.
+    /// [`Error::Setting`], [`Error::Generator`], [`Error::CompletionCount`], what judging or the journal says. What was
+    /// finished before is in the journal.
     pub fn run(
         &self,
         settings: &RunSettings,
+        scoring: Scoring,
         generator: &mut dyn Generator,
         mut journal: Option<&mut Journal>,
         progress: &mut dyn Progress,
         cancel: &AtomicBool,
     ) -> Result<RunResult> {
         settings.check()?;
-        let mut samples = Vec::new();
+        let mut finished = Vec::new();
         let mut open = Vec::new();
         for question in &self.questions {
             for sample in 0..settings.samples {
                 let key = self.key(question, settings, sample);
                 match journal.as_deref().and_then(|journal| journal.get(&key)) {
-                    Some(record) => samples.push(Sample {
-                        resumed: true,
-                        ..self.judge(question, sample, record.completion.clone(), record.seconds)
-                    }),
+                    Some(record) => finished.push((question, record.clone())),
                     None => open.push((question, sample, key)),
                 }
             }
         }
+        let mut samples = self.resume(finished, scoring)?;
+        open.sort_by_key(|(question, sample, _)| (std::cmp::Reverse(question.length), question.row, *sample));
         progress.begin(samples.len() + open.len(), samples.len());
 
         let mut interrupted = false;
@@ -254,30 +306,55 @@ impl<'t> Evaluation<'t> {
             }
 
             let before = samples.len();
-            let mut records = Vec::new();
-            for ((question, sample, key), completion) in batch.iter().zip(completions) {
-                if completion.finish == FinishReason::Cancelled {
-                    interrupted = true;
-                    continue;
-                }
-                let sample = self.judge(question, *sample, completion, seconds);
-                if journal.is_some() {
-                    records.push(self.record(question, settings, &sample, key));
-                }
-                samples.push(sample);
-            }
+            let whole: Vec<_> = batch
+                .iter()
+                .zip(completions)
+                .filter(|(_, completion)| completion.finish != FinishReason::Cancelled)
+                .collect();
+            interrupted |= whole.len() < batch.len();
+            // Judging a program waits for it most of the time, so several are judged at once.
+            let judged: Vec<Result<(Sample, Record)>> = whole
+                .into_par_iter()
+                .map(|((question, number, key), completion)| {
+                    let sample = self.judge(question, *number, completion, seconds, scoring)?;
+                    let record = self.record(question, settings, &sample, key);
+                    Ok((sample, record))
+                })
+                .collect();
+            let (new, records): (Vec<_>, Vec<_>) = judged.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            samples.extend(new);
             if let Some(journal) = journal.as_deref_mut() {
                 journal.append(&records)?;
             }
-            if let Some(so_far) = self.so_far(&samples) {
-                progress.batch(&samples[before..], so_far);
-            }
+            progress.batch(&samples[before..], self.so_far(&samples));
             if interrupted {
                 break;
             }
         }
         samples.sort_by_key(|sample| (sample.row, sample.sample));
         Ok(RunResult { samples, interrupted })
+    }
+
+    /// Samples of the journal, judged anew; where judging is costly and was done, as they were judged.
+    fn resume(&self, finished: Vec<(&Question, Record)>, scoring: Scoring) -> Result<Vec<Sample>> {
+        finished
+            .into_par_iter()
+            .map(|(question, record)| {
+                let scores = if self.task.scoring_is_costly() && !record.scores.is_empty() {
+                    record.scores
+                } else {
+                    self.scores(question, &record.completion, scoring)?
+                };
+                Ok(Sample {
+                    row: record.row,
+                    sample: record.sample,
+                    completion: record.completion,
+                    scores,
+                    seconds: record.seconds,
+                    resumed: true,
+                })
+            })
+            .collect()
     }
 
     fn key(&self, question: &Question, settings: &RunSettings, sample: usize) -> String {
@@ -303,13 +380,27 @@ impl<'t> Evaluation<'t> {
             sequence: (sample as u64) << 32 | question.row as u64,
             max_new_tokens: self.task.max_new_tokens(),
             stop_strings: self.task.stop_strings(),
+            class: question.class,
         }
     }
 
-    fn judge(&self, question: &Question, sample: usize, completion: Completion, seconds: f64) -> Sample {
-        // `prepare` kept only problems whose reference can be scored.
-        let scores = self.task.score(&question.problem, &completion.text).unwrap_or_default();
-        Sample { row: question.row, sample, completion, scores, seconds, resumed: false }
+    fn scores(&self, question: &Question, completion: &Completion, scoring: Scoring) -> Result<Scores> {
+        match scoring {
+            Scoring::Now => self.task.score(&question.problem, &completion.text),
+            Scoring::Later => Ok(Scores::new()),
+        }
+    }
+
+    fn judge(
+        &self,
+        question: &Question,
+        sample: usize,
+        completion: Completion,
+        seconds: f64,
+        scoring: Scoring,
+    ) -> Result<Sample> {
+        let scores = self.scores(question, &completion, scoring)?;
+        Ok(Sample { row: question.row, sample, completion, scores, seconds, resumed: false })
     }
 
     fn record(&self, question: &Question, settings: &RunSettings, sample: &Sample, key: &str) -> Record {
@@ -324,14 +415,16 @@ impl<'t> Evaluation<'t> {
             reference: question.problem.solution.clone(),
             completion: sample.completion.clone(),
             scores: sample.scores.clone(),
+            likelihoods: None,
             seconds: sample.seconds,
         }
     }
 
+    /// The first metric over all samples that were judged.
     fn so_far(&self, samples: &[Sample]) -> Option<Proportion> {
-        let metric = self.task.metrics()[0].name;
+        let metric = &self.task.metrics()[0].name;
         Proportion::of(samples.iter().filter_map(|sample| {
-            let score = sample.scores.get(metric)?;
+            let score = sample.scores.get(&**metric)?;
             Some(Judged { question: sample.row, correct: score.correct })
         }))
     }

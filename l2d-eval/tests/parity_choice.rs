@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use l2d_eval::rows::{Row, read_split};
+use l2d_eval::rows::{Row, check_count, read_split};
 use l2d_eval::task::{Problem, Task};
+use l2d_eval::{Evaluation, Selection, Tools};
 use l2d_eval::tasks::by_name;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ fn golden() -> Value {
 }
 
 fn task(name: &str) -> Box<dyn Task> {
-    by_name(name).expect("there is one")
+    by_name(name, &Tools::default()).expect("there is one")
 }
 
 fn row(value: Value) -> Row {
@@ -68,7 +69,7 @@ fn parity_letters_are_read_as_the_reference_reads_them() {
                 Value::Array(all) => all.iter().map(|label| label.as_str().expect("a label").to_owned()).collect(),
                 other => panic!("{other}"),
             };
-            let problem = Problem { question: String::new(), solution: labels[0].clone(), labels };
+            let problem = Problem { solution: labels[0].clone(), labels, ..Problem::default() };
             let completion = case["completion"].as_str().expect("a text");
             let scores = task(name).score(&problem, completion).expect("scored");
             assert_eq!(scores["accuracy"].extracted.as_deref(), case["extracted"].as_str(), "{name}: {completion:?}");
@@ -111,20 +112,36 @@ fn rows_that_contradict_themselves_are_named() {
 }
 
 /// The published files, where they are at hand (`L2D_DATA`): all rows are read, and there are as many as published.
+/// (`instruct_humaneval` there is rebuilt from HumanEval under another name, so its rows are not looked for.)
 #[test]
 fn the_published_rows_are_read() {
     let Some(data) = std::env::var_os("L2D_DATA") else {
         eprintln!("skipped: L2D_DATA names no folder of data sets");
         return;
     };
-    let counts = [("mmlu", 14042), ("mmlu_pro", 12032), ("arc_easy", 2376), ("arc_challenge", 1172), ("piqa", 1838)];
-    for (name, count) in counts {
+    for name in ["gsm8k", "math", "mmlu", "mmlu_pro", "arc_easy", "arc_challenge", "piqa", "humaneval", "mbpp"] {
         let task = task(name);
-        let data_set = task.data_set().expect("published");
-        let (rows, _) = read_split(Path::new(&data), &data_set, task.split(), None).expect("read");
-        assert_eq!(rows.len(), count, "{name}");
+        let (rows, _) = read_split(Path::new(&data), task.as_ref(), task.split()).expect("read");
+        check_count(task.as_ref(), rows.len()).expect("as many as published");
         for row in &rows {
             task.problem(row).expect("a question");
         }
+    }
+}
+
+/// What is left out of the code tasks: the five shots of HumanEval. (No row of MBPP asks exactly what one of its shots asks;
+/// the paper's 499 of 500 is one less.)
+#[test]
+fn shots_and_their_twins_are_left_out() {
+    let Some(data) = std::env::var_os("L2D_DATA") else {
+        eprintln!("skipped: L2D_DATA names no folder of data sets");
+        return;
+    };
+    for (name, left) in [("humaneval", 159), ("mbpp", 500)] {
+        let task = task(name);
+        let (rows, _) = read_split(Path::new(&data), task.as_ref(), task.split()).expect("read");
+        let (shots, _) = read_split(Path::new(&data), task.as_ref(), task.shot_split()).expect("read");
+        let prepared = Evaluation::prepare(task.as_ref(), &rows, &shots, &Selection::default(), None).expect("asked");
+        assert_eq!(prepared.counts().questions, left, "{name}");
     }
 }

@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 
 use l2d_eval::Error;
 use l2d_eval::Task;
-use l2d_eval::rows::{DataSet, Row, read_file, read_split};
+use l2d_eval::rows::{Row, check_count, read_file, read_split};
 use l2d_eval::tasks::Gsm8k;
 use proptest::prelude::*;
 use serde_json::json;
-
-const GSM8K: DataSet = DataSet { owner: "openai", name: "gsm8k", config: "main" };
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -28,19 +26,21 @@ fn write(bytes: &[u8], extension: &str) -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn parquet_shards_and_json_lines_are_read_in_order() {
-    let (train, from) = read_split(&fixtures(), &GSM8K, "train", None).unwrap();
-    assert_eq!(from.files, ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]);
-    assert_eq!((train.len(), from.rows), (6, 6));
+    let (train, from) = read_split(&fixtures(), &Gsm8k::default(), "train").unwrap();
+    let named: Vec<(&str, usize)> = from.iter().map(|file| (file.name.as_str(), file.rows)).collect();
+    assert_eq!(named, [("train-00000-of-00002.parquet", 4), ("train-00001-of-00002.parquet", 2)]);
+    assert_eq!(train.len(), 6);
+    assert!(from.iter().all(|file| file.sha256.len() == 64) && from[0].sha256 != from[1].sha256);
     assert!(train[0].text("question").unwrap().starts_with("Natalia sold clips to 48"));
     assert!(train[0].text("answer").unwrap().ends_with("#### 72"));
     assert_eq!(train[5].origin(), "train-00001-of-00002.parquet: row 2");
 
-    let (test, from) = read_split(&fixtures(), &GSM8K, "test", Some(3)).unwrap();
-    assert_eq!(from.files, ["test.jsonl"]);
-    assert_eq!(test.len(), 3);
+    let (test, from) = read_split(&fixtures(), &Gsm8k::default(), "test").unwrap();
+    assert_eq!((from[0].name.as_str(), from[0].rows), ("test.jsonl", test.len()));
+    let error = check_count(&Gsm8k::default(), test.len()).unwrap_err().to_string();
+    assert!(error.starts_with("gsm8k: split `test` has ") && error.contains("the published one has 1319"), "{error}");
+    assert!(check_count(&Gsm8k::default(), 1319).is_ok());
     assert!(test[0].text("question").unwrap().starts_with("Janet’s ducks lay 16 eggs"));
-    let (five, from) = read_split(&fixtures(), &GSM8K, "train", Some(4)).unwrap();
-    assert_eq!((five.len(), from.files.len()), (4, 1), "the second shard is not needed");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn all_of_gsm8k_can_be_asked_and_answers_itself() {
     };
     let task = Gsm8k::default();
     for (split, count) in [("train", 7473), ("test", 1319)] {
-        let (rows, _) = read_split(Path::new(&dir), &GSM8K, split, None).unwrap();
+        let (rows, _) = read_split(Path::new(&dir), &Gsm8k::default(), split).unwrap();
         assert_eq!(rows.len(), count);
         for row in &rows {
             let problem = task.problem(row).unwrap();

@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use l2d_eval::metric::{PairedDifference, Proportion};
 use l2d_eval::plot::AccuracyPlot;
-use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference, markdown_table};
+use l2d_eval::report::{Report, RunLabel, RunReport, TaskReport, describe_difference, markdown_table};
 use l2d_eval::rows::{Row, from_jsonl, read_split};
-use l2d_eval::task::{Role, Turn};
+use l2d_eval::task::{Profile, Role, Turn};
 use l2d_eval::tasks::{Arithmetic, Gsm8k};
 use l2d_eval::{
     BoxError, Completion, Error, Evaluation, FinishReason, GenerateRequest, Generator, Journal, LengthLimit, Progress,
-    RowLength, RunSettings, Sample, Task,
+    RowLength, RunSettings, Sample, Scoring, Selection, Task,
 };
 use serde_json::json;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
+const ALL: Selection = Selection { limit: None, rows: None, shard: None };
 
 /// Sums `i+1`, the first `count` of them.
 fn sums(count: usize) -> Vec<Row> {
@@ -69,20 +70,20 @@ fn an_interrupted_run_goes_on_without_asking_twice() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("samples.jsonl");
     let (task, rows) = (Arithmetic::default(), sums(10));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut uninterrupted = Scripted::new([3]);
-    let whole = evaluation.run(&settings(2), &mut uninterrupted, None, &mut (), &NEVER).unwrap();
+    let whole = evaluation.run(&settings(2), Scoring::Now, &mut uninterrupted, None, &mut (), &NEVER).unwrap();
     assert_eq!(uninterrupted.asked.len(), 20);
 
     let mut failing = Scripted { fail_after: 8, ..Scripted::new([3]) };
     let mut journal = Journal::open(&path).unwrap();
-    let error = evaluation.run(&settings(2), &mut failing, Some(&mut journal), &mut (), &NEVER).unwrap_err();
+    let error = evaluation.run(&settings(2), Scoring::Now, &mut failing, Some(&mut journal), &mut (), &NEVER).unwrap_err();
     assert_eq!(error.to_string(), "generating failed: the power went out");
     drop(journal);
 
     let mut rest = Scripted::new([3]);
     let mut journal = Journal::open(&path).unwrap();
-    let resumed = evaluation.run(&settings(2), &mut rest, Some(&mut journal), &mut (), &NEVER).unwrap();
+    let resumed = evaluation.run(&settings(2), Scoring::Now, &mut rest, Some(&mut journal), &mut (), &NEVER).unwrap();
     assert_eq!(rest.asked.len(), 12);
     assert!(rest.asked.iter().all(|asked| !failing.asked.contains(asked)));
     let essence = |samples: &[Sample]| {
@@ -97,10 +98,10 @@ fn other_settings_do_not_take_each_others_samples() {
     let dir = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(dir.path().join("samples.jsonl")).unwrap();
     let (task, rows) = (Arithmetic::default(), sums(3));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut asked = |settings: &RunSettings| {
         let mut generator = Scripted::new([]);
-        evaluation.run(settings, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
+        evaluation.run(settings, Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
         generator.asked.len()
     };
     assert_eq!(asked(&settings(1)), 3);
@@ -117,8 +118,8 @@ fn scores_are_judged_anew_from_the_journal() {
     let mut journal = Journal::open(dir.path().join("samples.jsonl")).unwrap();
     let rows = sums(2);
     let run = |task: &dyn Task, journal: &mut Journal, generator: &mut Scripted| {
-        let evaluation = Evaluation::prepare(task, &rows, &[], None, None).unwrap();
-        let result = evaluation.run(&settings(1), generator, Some(journal), &mut (), &NEVER).unwrap();
+        let evaluation = Evaluation::prepare(task, &rows, &[], &ALL, None).unwrap();
+        let result = evaluation.run(&settings(1), Scoring::Now, generator, Some(journal), &mut (), &NEVER).unwrap();
         Proportion::of(result.judged("accuracy")).unwrap().correct
     };
     assert_eq!(run(&Arithmetic::default(), &mut journal, &mut Scripted::new([])), 2);
@@ -126,7 +127,7 @@ fn scores_are_judged_anew_from_the_journal() {
     let mut untouched = Scripted::new([]);
     let elsewhere = Arithmetic { answer_place: other_place, ..Arithmetic::default() };
     // The references have no such marker either, so the problems cannot be scored.
-    assert!(matches!(Evaluation::prepare(&elsewhere, &rows, &[], None, None), Err(Error::NoRows { .. })));
+    assert!(matches!(Evaluation::prepare(&elsewhere, &rows, &[], &ALL, None), Err(Error::NoRows { .. })));
     let last = Arithmetic { answer_place: l2d_eval::tasks::AnswerPlace::LastNumber, ..Arithmetic::default() };
     assert_eq!(run(&last, &mut journal, &mut untouched), 2);
     assert!(untouched.asked.is_empty());
@@ -139,16 +140,16 @@ fn a_cancelled_run_keeps_what_is_finished() {
         fn begin(&mut self, total: usize, resumed: usize) {
             self.1.extend([total, resumed]);
         }
-        fn batch(&mut self, finished: &[Sample], so_far: Proportion) {
-            self.1.extend([finished.len(), so_far.samples]);
+        fn batch(&mut self, finished: &[Sample], so_far: Option<Proportion>) {
+            self.1.extend([finished.len(), so_far.expect("judged").samples]);
             self.0.store(true, Ordering::Relaxed);
         }
     }
     let cancel = AtomicBool::new(false);
     let (task, rows) = (Arithmetic::default(), sums(10));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut progress = CancelAfterOneBatch(&cancel, Vec::new());
-    let result = evaluation.run(&settings(1), &mut Scripted::new([]), None, &mut progress, &cancel).unwrap();
+    let result = evaluation.run(&settings(1), Scoring::Now, &mut Scripted::new([]), None, &mut progress, &cancel).unwrap();
     assert!(result.interrupted);
     assert_eq!(result.samples.len(), 4);
     assert_eq!(progress.1, [10, 0, 4, 4]);
@@ -159,13 +160,13 @@ fn a_cancelled_completion_is_neither_counted_nor_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(dir.path().join("samples.jsonl")).unwrap();
     let (task, rows) = (Arithmetic::default(), sums(3));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut generator = |requests: &[GenerateRequest]| -> Result<Vec<Completion>, BoxError> {
         let mut completions = Scripted::new([]).generate(requests)?;
         completions[1].finish = FinishReason::Cancelled;
         Ok(completions)
     };
-    let result = evaluation.run(&settings(1), &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
+    let result = evaluation.run(&settings(1), Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
     assert!(result.interrupted);
     assert_eq!((result.samples.len(), journal.len()), (2, 2));
 }
@@ -173,12 +174,12 @@ fn a_cancelled_completion_is_neither_counted_nor_kept() {
 #[test]
 fn a_generator_that_miscounts_is_refused() {
     let (task, rows) = (Arithmetic::default(), sums(3));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut none = |_: &[GenerateRequest]| -> Result<Vec<Completion>, BoxError> { Ok(Vec::new()) };
-    let error = evaluation.run(&settings(1), &mut none, None, &mut (), &NEVER).unwrap_err();
+    let error = evaluation.run(&settings(1), Scoring::Now, &mut none, None, &mut (), &NEVER).unwrap_err();
     assert!(matches!(error, Error::CompletionCount { expected: 3, found: 0 }), "{error}");
     for wrong in [RunSettings { samples: 0, ..settings(1) }, RunSettings { batch_size: 0, ..settings(1) }] {
-        let error = evaluation.run(&wrong, &mut none, None, &mut (), &NEVER).unwrap_err();
+        let error = evaluation.run(&wrong, Scoring::Now, &mut none, None, &mut (), &NEVER).unwrap_err();
         assert!(matches!(error, Error::Setting { .. }), "{error}");
     }
 }
@@ -193,28 +194,35 @@ fn long_rows_and_rows_without_an_answer_are_counted() {
         Ok(RowLength { prompt, solution: if reference == "2+1=3" { 100 } else { 0 } })
     };
     let limit = LengthLimit { measure: &measure, max_tokens: 50, context: usize::MAX };
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, Some(&limit)).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, Some(&limit)).unwrap();
     let counts = evaluation.counts();
     assert_eq!((counts.rows, counts.too_long, counts.without_answer, counts.questions), (6, 1, 1, 4));
     assert_eq!(evaluation.prompts().map(|(row, _)| row).collect::<Vec<_>>(), [0, 1, 3, 4]);
-    let evaluation = Evaluation::prepare(&task, &rows, &[], Some(2), Some(&limit)).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::first(2), Some(&limit)).unwrap();
     assert_eq!((evaluation.counts().rows, evaluation.counts().questions), (2, 2));
 
     // Every prompt has at least three characters here, and the task may answer with 128 tokens.
     let small = LengthLimit { measure: &measure, max_tokens: 50, context: 130 };
-    assert!(matches!(Evaluation::prepare(&task, &rows, &[], None, Some(&small)), Err(Error::NoRows { .. })));
+    let error = Evaluation::prepare(&task, &rows, &[], &ALL, Some(&small)).err().unwrap();
+    assert!(matches!(error, Error::ShotsTooLong { prompt: 3, completion: 128, context: 130, .. }), "{error}");
     let mut brief = Arithmetic::default();
     brief.set_max_new_tokens(20);
-    let evaluation = Evaluation::prepare(&brief, &rows, &[], None, Some(&small)).unwrap();
-    assert_eq!((evaluation.counts().questions, TaskReport::new(&evaluation, None).max_new_tokens), (4, 20));
+    let evaluation = Evaluation::prepare(&brief, &rows, &[], &ALL, Some(&small)).unwrap();
+    assert_eq!((evaluation.counts().questions, described(&evaluation).max_new_tokens), (4, 20));
 
     let none = LengthLimit { measure: &measure, max_tokens: 0, context: usize::MAX };
-    let error = Evaluation::prepare(&task, &rows, &[], None, Some(&none)).err().unwrap();
-    assert_eq!(error.to_string(), "arithmetic: no row left to evaluate (6 read, 5 too long, 1 without an answer)");
-    assert!(matches!(Evaluation::prepare(&task, &[], &[], None, None), Err(Error::NoRows { .. })));
+    let error = Evaluation::prepare(&task, &rows, &[], &ALL, Some(&none)).err().unwrap();
+    assert!(matches!(error, Error::ShotsTooLong { max_tokens: 0, .. }), "{error}");
+    let unanswered = from_jsonl("odd.jsonl", br#"{"question": "why?", "answer": "because"}"#).unwrap();
+    let error = Evaluation::prepare(&task, &unanswered, &[], &ALL, None).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "arithmetic: no row left to evaluate (1 of 1 rows looked at, 0 shots themselves, 1 without an answer)"
+    );
+    assert!(matches!(Evaluation::prepare(&task, &[], &[], &ALL, None), Err(Error::NoRows { .. })));
     let failing = |_: &[Turn], _: &str| -> Result<RowLength, BoxError> { Err("no template".into()) };
     let limit = LengthLimit { measure: &failing, max_tokens: 50, context: usize::MAX };
-    let error = Evaluation::prepare(&task, &rows, &[], None, Some(&limit)).err().unwrap();
+    let error = Evaluation::prepare(&task, &rows, &[], &ALL, Some(&limit)).err().unwrap();
     assert_eq!(error.to_string(), "sums.jsonl: line 1: rendering the prompt failed: no template");
 }
 
@@ -222,10 +230,9 @@ fn long_rows_and_rows_without_an_answer_are_counted() {
 fn gsm8k_is_asked_with_five_solved_problems_as_turns() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let task = Gsm8k::default();
-    let data_set = task.data_set().unwrap();
-    let (train, _) = read_split(&fixtures, &data_set, task.shot_split(), Some(task.shots())).unwrap();
-    let (test, _) = read_split(&fixtures, &data_set, task.split(), None).unwrap();
-    let evaluation = Evaluation::prepare(&task, &test, &train, Some(2), None).unwrap();
+    let (train, _) = read_split(&fixtures, &task, task.shot_split()).unwrap();
+    let (test, _) = read_split(&fixtures, &task, task.split()).unwrap();
+    let evaluation = Evaluation::prepare(&task, &test, &train, &Selection::first(2), None).unwrap();
     let (row, turns) = evaluation.prompts().nth(1).unwrap();
     assert_eq!((row, turns.len()), (1, 11));
     for (index, turn) in turns.iter().enumerate() {
@@ -237,17 +244,17 @@ fn gsm8k_is_asked_with_five_solved_problems_as_turns() {
     }
     assert_eq!(turns[10].content, test[1].text("question").unwrap());
 
-    let error = Evaluation::prepare(&task, &test, &train[..4], None, None).err().unwrap();
+    let error = Evaluation::prepare(&task, &test, &train[..4], &ALL, None).err().unwrap();
     assert_eq!(error.to_string(), "gsm8k: 5 shots wanted, the shots' split has only 4 rows");
     let columns = from_jsonl("odd.jsonl", br#"{"problem": "1+1"}"#).unwrap();
-    let error = Evaluation::prepare(&task, &columns, &train, None, None).err().unwrap();
+    let error = Evaluation::prepare(&task, &columns, &train, &ALL, None).err().unwrap();
     assert_eq!(error.to_string(), "odd.jsonl: line 1: no column `question` (there is `problem`)");
 }
 
 #[test]
 fn requests_number_completions_whatever_the_batch() {
     let (task, rows) = (Arithmetic::default(), sums(5));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let numbers = |batch_size| {
         let mut seen = Vec::new();
         let mut generator = |requests: &[GenerateRequest]| {
@@ -255,7 +262,7 @@ fn requests_number_completions_whatever_the_batch() {
             Scripted::new([]).generate(requests)
         };
         let settings = RunSettings { batch_size, ..settings(2) };
-        evaluation.run(&settings, &mut generator, None, &mut (), &NEVER).unwrap();
+        evaluation.run(&settings, Scoring::Now, &mut generator, None, &mut (), &NEVER).unwrap();
         seen
     };
     let seen = numbers(3);
@@ -265,21 +272,27 @@ fn requests_number_completions_whatever_the_batch() {
     assert!(seen.iter().all(|(_, _, seed, _)| *seed == 7));
 }
 
+fn described(evaluation: &Evaluation<'_>) -> TaskReport {
+    TaskReport::new(evaluation.task(), Profile::Exact, evaluation.counts(), Some(evaluation.prompt_hash()), &[])
+}
+
 /// Two runs over ten sums with made-up times, so that the report is the same everywhere.
 fn report() -> Report {
     let (task, rows) = (Arithmetic::default(), sums(10));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let run = |steps: usize, wrong: &[usize]| {
         let settings = RunSettings { generation: json!({"steps": steps}), ..settings(1) };
         let mut generator = Scripted::new(wrong.iter().copied());
-        let mut result = evaluation.run(&settings, &mut generator, None, &mut (), &NEVER).unwrap();
+        let mut result = evaluation.run(&settings, Scoring::Now, &mut generator, None, &mut (), &NEVER).unwrap();
         for sample in &mut result.samples {
             sample.seconds = 0.5;
         }
-        RunReport::new(&evaluation, "L2D", steps, &settings, &result)
+        let label = RunLabel { series: "L2D".to_owned(), steps, guidance: None };
+        (RunReport::new(&task, Profile::Exact, label, &settings, &result), result)
     };
-    let runs = vec![run(1, &[0, 2, 4, 6]), run(15, &[4])];
-    Report::new(TaskReport::new(&evaluation, None), json!({"base": "tiny"}), runs)
+    let runs = [run(1, &[0, 2, 4, 6]), run(15, &[4])];
+    let runs = runs.iter().map(|(run, result)| (run.clone(), result)).collect();
+    Report::new(described(&evaluation), json!({"base": "tiny", "name": "tiny"}), runs)
 }
 
 #[test]
@@ -312,7 +325,7 @@ fn the_report_as_json_reads_back() {
 #[test]
 fn a_table_of_several_series_names_them() {
     let mut runs = report().runs;
-    runs[1].series = "a|b".to_owned();
+    runs[1].label.series = "a|b".to_owned();
     runs[1].interrupted = true;
     insta::assert_snapshot!(markdown_table(&runs), @r"
     | series | steps |  accuracy % | format % | samples | evaluations/token | tokens/s |
@@ -326,10 +339,10 @@ fn a_table_of_several_series_names_them() {
 #[test]
 fn the_difference_of_two_runs_in_words() {
     let (task, rows) = (Arithmetic::default(), sums(10));
-    let evaluation = Evaluation::prepare(&task, &rows, &[], None, None).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let run = |wrong: &[usize]| {
         let mut generator = Scripted::new(wrong.iter().copied());
-        evaluation.run(&settings(1), &mut generator, None, &mut (), &NEVER).unwrap()
+        evaluation.run(&settings(1), Scoring::Now, &mut generator, None, &mut (), &NEVER).unwrap()
     };
     let (first, second) = (run(&[4]), run(&[0, 2, 4, 6]));
     let difference = PairedDifference::of(first.judged("accuracy"), second.judged("accuracy")).unwrap();

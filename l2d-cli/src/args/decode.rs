@@ -47,18 +47,19 @@ pub(crate) struct DecodeArgs {
     #[arg(long, value_name = "NAME", help_heading = "Diffusion")]
     pub(crate) class: Option<String>,
 
-    /// Strength of the guidance: 0 = without the class, 1 = with it, more = away from what the class is not [default: 1].
-    #[arg(long, allow_negative_numbers = true, value_name = "W", requires = "class", help_heading = "Diffusion")]
-    pub(crate) guidance: Option<f64>,
+    /// Strength of the guidance: 0 = without the class, 1 = with it, more = away from what the class is not [default: 1]. An
+    /// evaluation takes several, and without --class guides each row by its task's class.
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', value_name = "W", help_heading = "Diffusion")]
+    pub(crate) guidance: Vec<f64>,
 
     /// Whether evaluations wait for one another; the tokens are the same [default: parallel].
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Diffusion")]
     pub(crate) decode: Option<DecodeKind>,
 
     /// Temperature of the emitted token; 0 = greedy. As in the paper, nothing is truncated or tempered unless a flag says
-    /// so: of the model's generation_config.json only the end tokens are used.
-    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "T", help_heading = "Sampling")]
-    pub(crate) temperature: f64,
+    /// so: of the model's generation_config.json only the end tokens are used [default: 1].
+    #[arg(long, allow_negative_numbers = true, value_name = "T", help_heading = "Sampling")]
+    pub(crate) temperature: Option<f64>,
 
     /// Keep the K most likely tokens; 0 keeps all.
     #[arg(long, default_value_t = 0, value_name = "K", help_heading = "Sampling")]
@@ -95,7 +96,7 @@ pub(crate) struct DecodeArgs {
 
 impl DecodeArgs {
     /// The flags of the diffusion, and whether they were given.
-    pub(crate) fn diffusion_flags(&self) -> [(&'static str, bool); 11] {
+    pub(crate) fn diffusion_flags(&self) -> [(&'static str, bool); 12] {
         [
             ("--velocity", self.velocity.is_some()),
             ("--solver", self.solver.is_some()),
@@ -108,7 +109,17 @@ impl DecodeArgs {
             ("--rtol", self.rtol.is_some()),
             ("--first-step", self.first_step.is_some()),
             ("--max-evaluations", self.max_evaluations.is_some()),
+            ("--guidance", !self.guidance.is_empty()),
         ]
+    }
+
+    /// Refuses strengths of guidance that a command with one answer has no use for.
+    pub(crate) fn check_guidance(&self) -> Result<(), CliError> {
+        match (&*self.guidance, &self.class) {
+            ([], _) | ([_], Some(_)) => Ok(()),
+            ([_], None) => Err(CliError::Usage("--guidance needs a --class to guide by".into())),
+            _ => Err(CliError::Usage("--guidance takes one strength here; `l2d eval` compares several".into())),
+        }
     }
 
     /// Refuses diffusion flags that would have no effect with this model, and what makes no sense of the others.
@@ -128,7 +139,7 @@ impl DecodeArgs {
                 "guesses the times to come, and an adaptive solver finds them as it goes",
             );
         }
-        if let (false, true, Some((flag, _))) = (adaptive, has_adapter, given[7..].iter().find(|(_, given)| *given)) {
+        if let (false, true, Some((flag, _))) = (adaptive, has_adapter, given[7..11].iter().find(|(_, given)| *given)) {
             return usage(flag, "is for the adaptive solvers: fehlberg2, adaptive_heun, bosh3, dopri5");
         }
         match given.iter().find(|(_, given)| *given) {

@@ -21,7 +21,7 @@ pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
 pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs, FromPytorchArgs, ToPytorchArgs};
 pub(crate) use self::data::{DataCommand, DataInspectArgs, SourceArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
-pub(crate) use self::eval::EvalArgs;
+pub(crate) use self::eval::{CompareArgs, EvalArgs, EvalCommand, EvalSubcommand, MergeArgs, RescoreArgs, ScoringArgs};
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};
 pub(crate) use self::inspect::InspectArgs;
 pub(crate) use self::model::{CacheKind, ModelArgs, WeightsKind};
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Talk to a model.
     Chat(ChatArgs),
     /// Score a model on a benchmark at several numbers of diffusion steps.
-    Eval(EvalArgs),
+    Eval(EvalCommand),
     /// Look at training data.
     #[command(subcommand)]
     Data(DataCommand),
@@ -87,7 +87,7 @@ impl Command {
             Self::Plan(args) => args.source.inputs(&mut args.model),
             Self::Generate(args) => args.model.inputs(),
             Self::Chat(args) => args.model.inputs(),
-            Self::Eval(args) => args.model.inputs().into_iter().chain([&mut args.data]).collect(),
+            Self::Eval(args) => args.inputs(),
             Self::Data(DataCommand::Inspect(args)) => args.source.inputs(&mut args.model),
             Self::Inspect(args) => args.paths.iter_mut().collect(),
             Self::Convert(ConvertCommand::Merge(args)) => {
@@ -97,6 +97,17 @@ impl Command {
             Self::Convert(ConvertCommand::ToPytorch(args)) => vec![&mut args.model, &mut args.adapter],
             Self::Bench(BenchCommand::Decode(args)) => args.model.inputs(),
             Self::Bench(BenchCommand::Train(args)) => vec![&mut args.model],
+        }
+    }
+}
+
+impl EvalCommand {
+    fn inputs(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Run(args) => args.model.inputs().into_iter().chain([&mut args.data]).collect(),
+            Self::Again(EvalSubcommand::Rescore(args)) => vec![&mut args.data],
+            Self::Again(EvalSubcommand::Merge(args)) => vec![&mut args.data],
+            Self::Again(EvalSubcommand::Tasks | EvalSubcommand::Compare(_)) => Vec::new(),
         }
     }
 }
@@ -121,5 +132,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_evaluation_is_run_or_worked_on() {
+        let parse = |text: &str| Cli::try_parse_from(text.split(' ')).map(|cli| cli.command);
+        let run = parse("l2d eval --model m --tasks gsm8k,math --data d --samples 1,3-5 --guidance 1,2").unwrap();
+        assert!(matches!(run, Command::Eval(EvalCommand::Run(args)) if args.tasks.len() == 2));
+        let again = parse("l2d eval rescore out --data d --profile paper").unwrap();
+        assert!(matches!(again, Command::Eval(EvalCommand::Again(EvalSubcommand::Rescore(_)))));
+        assert!(parse("l2d eval --tasks gsm8k").unwrap_err().to_string().contains("--model"));
+        assert!(parse("l2d eval --model m --tasks gsm8k --data d --samples x").is_err());
+        assert!(parse("l2d eval --model m --tasks gsm8k --data d --likelihood --steps 1").is_err());
     }
 }

@@ -20,6 +20,7 @@ const HELP: &str = "/steps N  evaluations per token · /reset  forget the conver
 /// Runs the command: prompts on stderr, answers on stdout, until the input ends. Ctrl-C cuts an answer short.
 pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(), CliError> {
     let device = B::Device::default();
+    args.decode.check_guidance()?;
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     text.template()?;
     model.class(args.decode.class.as_deref())?;

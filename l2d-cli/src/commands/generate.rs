@@ -23,6 +23,7 @@ const TOGETHER: usize = 32;
 /// of figures goes to stderr.
 pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Result<(), CliError> {
     let device = B::Device::default();
+    args.decode.check_guidance()?;
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     let prompt = prompt(&args.prompt)?;
     let tokens = if args.raw {

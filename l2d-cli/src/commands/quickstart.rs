@@ -18,10 +18,11 @@ use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
 use l2d_eval::metric::{PairedDifference, Proportion};
 use l2d_eval::plot::{AccuracyPlot, AccuracyPoint, ReferenceLine};
-use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference, markdown_table};
+use l2d_eval::report::{Report, RunLabel, RunReport, TaskReport, describe_difference, markdown_table};
 use l2d_eval::rows::from_jsonl;
+use l2d_eval::task::Profile;
 use l2d_eval::tasks::Arithmetic;
-use l2d_eval::{Evaluation, RunResult, RunSettings, Sample};
+use l2d_eval::{Evaluation, RunResult, RunSettings, Sample, Scoring, Selection};
 use l2d_infer::decode::{Decoder, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::data::{Dataset, Example};
@@ -35,7 +36,7 @@ use crate::args::QuickstartArgs;
 use crate::arithmetic::{Problem, SLIP_EVERY, Split, problems, write_jsonl};
 use crate::backend::BackendKind;
 use crate::error::CliError;
-use crate::generator::ModelGenerator;
+use crate::generator::{Guide, ModelGenerator};
 use crate::model::{Text, on_interrupt};
 use crate::output::say;
 use crate::progress::{EvalProgress, TrainProgress};
@@ -189,7 +190,7 @@ impl<B: Backend> Session<'_, B> {
         write_jsonl(&held_out, Problem::solution, &mut jsonl).map_err(|e| CliError::io("memory", e))?;
         let task = Arithmetic { max_new_tokens: tiny::MAX_NEW_TOKENS, ..Arithmetic::default() };
         let rows = from_jsonl("held-out problems", &jsonl)?;
-        let evaluation = Evaluation::prepare(&task, &rows, &[], None, None)?;
+        let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::default(), None)?;
         say!("\n{} held-out problems, each budget of evaluations per token:", held_out.len())?;
 
         let mut runs = Vec::new();
@@ -247,7 +248,7 @@ impl<B: Backend> Session<'_, B> {
         };
         let mut generator = ModelGenerator {
             decoder,
-            class: None,
+            guide: Guide::All(None),
             text: &self.text,
             sampling,
             beam: None,
@@ -255,12 +256,13 @@ impl<B: Backend> Session<'_, B> {
             threads: self.backend.decode_threads(),
         };
         let mut progress = EvalProgress::new(format!("{series} at {steps}"));
-        let result = evaluation.run(&settings, &mut generator, None, &mut progress, self.cancel)?;
+        let result = evaluation.run(&settings, Scoring::Now, &mut generator, None, &mut progress, self.cancel)?;
         progress.clear();
         if result.interrupted || self.cancel.load(Ordering::Relaxed) {
             return Err(CliError::Interrupted);
         }
-        let report = RunReport::new(evaluation, series, steps, &settings, &result);
+        let label = RunLabel { series: series.to_owned(), steps, guidance: None };
+        let report = RunReport::new(evaluation.task(), Profile::Exact, label, &settings, &result);
         if let Some(accuracy) = report.accuracy() {
             say!("  {series} at {steps}: {:.1} %", 100.0 * accuracy.mean)?;
         }
@@ -299,20 +301,22 @@ impl<B: Backend> Session<'_, B> {
 
     fn write(&self, evaluation: &Evaluation<'_>, runs: Vec<RunReport>) -> Result<(), CliError> {
         let folder = &self.args.out;
-        let diffused = runs.iter().filter(|run| run.series.starts_with("L2D"));
+        let diffused = runs.iter().filter(|run| run.label.series.starts_with("L2D"));
         let mut plot = AccuracyPlot::from_runs("3-digit × 2-digit products", "right answers, %", diffused);
-        for run in runs.iter().filter(|run| !run.series.starts_with("L2D")) {
+        for run in runs.iter().filter(|run| !run.label.series.starts_with("L2D")) {
             let Some(Proportion { mean: accuracy, standard_error, .. }) = run.accuracy() else { continue };
             // With one evaluation every path is the plain LM: all curves start there.
-            if run.series == "base, sampled" {
+            if run.label.series == "base, sampled" {
                 for series in &mut plot.series {
                     series.points.push(AccuracyPoint { steps: 1, accuracy, standard_error });
                 }
             }
-            plot.references.push(ReferenceLine { label: run.series.clone(), accuracy, standard_error });
+            plot.references.push(ReferenceLine { label: run.label.series.clone(), accuracy, standard_error });
         }
         plot.draw()?.save(&folder.join("quickstart"))?;
-        let report = Report::new(TaskReport::new(evaluation, None), json!({ "name": "the embedded LM" }), runs);
+        let (counts, hash) = (evaluation.counts(), Some(evaluation.prompt_hash()));
+        let described = TaskReport::new(evaluation.task(), Profile::Exact, counts, hash, &[]);
+        let report = Report { runs, ..Report::new(described, json!({ "name": "the embedded LM" }), Vec::new()) };
         for (name, text) in [("quickstart.json", report.to_json()?), ("quickstart.md", report.to_markdown())] {
             write_atomically(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
         }

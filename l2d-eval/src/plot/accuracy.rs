@@ -66,10 +66,10 @@ impl AccuracyPlot {
         let mut series: Vec<AccuracySeries> = Vec::new();
         for run in runs {
             let Some(value) = run.accuracy() else { continue };
-            let point = AccuracyPoint { steps: run.steps, accuracy: value.mean, standard_error: value.standard_error };
-            match series.iter_mut().find(|series| series.label == run.series) {
+            let point = AccuracyPoint { steps: run.label.steps, accuracy: value.mean, standard_error: value.standard_error };
+            match series.iter_mut().find(|series| series.label == run.label.series) {
                 Some(series) => series.points.push(point),
-                None => series.push(AccuracySeries { label: run.series.clone(), points: vec![point] }),
+                None => series.push(AccuracySeries { label: run.label.series.clone(), points: vec![point] }),
             }
         }
         Self { title: title.into(), y_label: y_label.into(), series, references: Vec::new() }

@@ -1,19 +1,27 @@
 //! Where below a data folder a data set lies, in the layouts Hugging Face downloads come in.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::list;
 use crate::error::{Error, Result};
 
 /// A data set's name on the Hugging Face hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataSet {
     /// The owner, e.g. `openai`.
-    pub owner: &'static str,
+    pub owner: Cow<'static, str>,
     /// The name, e.g. `gsm8k`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The configuration, e.g. `main`.
-    pub config: &'static str,
+    pub config: Cow<'static, str>,
+}
+
+impl DataSet {
+    /// A data set known when this was compiled.
+    pub const fn new(owner: &'static str, name: &'static str, config: &'static str) -> Self {
+        Self { owner: Cow::Borrowed(owner), name: Cow::Borrowed(name), config: Cow::Borrowed(config) }
+    }
 }
 
 impl std::fmt::Display for DataSet {
@@ -41,10 +49,10 @@ impl Files {
 pub fn locate(dir: &Path, data_set: &DataSet, split: &str) -> Result<Files> {
     let DataSet { owner, name, config } = data_set;
     let folders = [
-        dir.join(format!("{owner}__{name}")).join(config),
-        dir.join(owner).join(name).join(config),
-        dir.join(name).join(config),
-        dir.join(config),
+        dir.join(format!("{owner}__{name}")).join(&**config),
+        dir.join(&**owner).join(&**name).join(&**config),
+        dir.join(&**name).join(&**config),
+        dir.join(&**config),
         dir.to_path_buf(),
     ];
     for folder in &folders {
@@ -63,6 +71,20 @@ pub fn locate(dir: &Path, data_set: &DataSet, split: &str) -> Result<Files> {
         split: split.to_owned(),
         dir: dir.to_path_buf(),
         looked_for: format!("{} in {}", list(names.iter()), list(folders.iter().map(|folder| folder.display()))),
+    })
+}
+
+/// Finds the files of a split in one folder; `name` is what errors call the data set.
+///
+/// # Errors
+/// As [`locate`].
+pub fn locate_in(folder: &Path, name: &str, split: &str) -> Result<Files> {
+    let found = if folder.is_dir() { split_in(folder, split)? } else { None };
+    found.map(Files).ok_or_else(|| Error::DataSetNotFound {
+        name: name.to_owned(),
+        split: split.to_owned(),
+        dir: folder.to_path_buf(),
+        looked_for: format!("`{split}.parquet`, `{split}.jsonl.gz` and `{split}.jsonl`"),
     })
 }
 
@@ -135,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    const GSM8K: DataSet = DataSet { owner: "openai", name: "gsm8k", config: "main" };
+    const GSM8K: DataSet = DataSet::new("openai", "gsm8k", "main");
 
     fn tree(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

@@ -6,13 +6,15 @@ mod parquet;
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 pub use jsonl::from_jsonl;
-pub use locate::{DataSet, Files, locate};
+pub use locate::{DataSet, Files, locate, locate_in};
 
 use crate::error::{Error, Result};
+use crate::task::Task;
 
 /// One row: named columns, and where it came from for error messages.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,33 +125,60 @@ fn list(names: impl Iterator<Item = impl std::fmt::Display>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// Which files a split was read from, for the report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Provenance {
-    /// File names in reading order.
-    pub files: Vec<String>,
-    /// Rows read.
+/// A file that rows were read from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+    /// Its rows.
     pub rows: usize,
 }
 
-/// Reads the first `limit` rows of a split (all for `None`) from wherever below `dir` the data set lies.
+/// Reads a task's split from wherever below `dir` its data set lies, or from the task's own folder. A task without either
+/// finds `SPLIT.jsonl` in `dir` itself.
 ///
 /// # Errors
-/// [`Error::DataSetNotFound`], [`Error::Shards`], or what is wrong with the file itself.
-pub fn read_split(dir: &Path, data_set: &DataSet, split: &str, limit: Option<usize>) -> Result<(Vec<Row>, Provenance)> {
-    let files = locate(dir, data_set, split)?;
-    let wanted = limit.unwrap_or(usize::MAX);
+/// [`Error::DataSetNotFound`], [`Error::Shards`], or what is wrong with a file itself.
+pub fn read_split(dir: &Path, task: &dyn Task, split: &str) -> Result<(Vec<Row>, Vec<SourceFile>)> {
+    let files = match (task.folder(), task.data_set()) {
+        (Some(folder), _) => locate_in(&folder, task.name(), split)?,
+        (None, Some(data_set)) => locate(dir, &data_set, split)?,
+        (None, None) => locate_in(dir, task.name(), split)?,
+    };
     let mut rows = Vec::new();
-    let mut names = Vec::new();
+    let mut sources = Vec::new();
     for path in files.paths() {
-        if rows.len() >= wanted {
-            break;
-        }
-        read_into(path, wanted, &mut rows)?;
-        names.push(path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned());
+        let before = rows.len();
+        read_into(path, usize::MAX, &mut rows)?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        sources.push(SourceFile { name, sha256: sha256(path)?, rows: rows.len() - before });
     }
-    let provenance = Provenance { files: names, rows: rows.len() };
-    Ok((rows, provenance))
+    Ok((rows, sources))
+}
+
+/// Refuses a split that has not as many rows as the published one.
+///
+/// # Errors
+/// [`Error::RowCount`].
+pub fn check_count(task: &dyn Task, rows: usize) -> Result<()> {
+    match task.official_rows() {
+        Some(official) if official != rows => Err(Error::RowCount {
+            task: task.name().to_owned(),
+            split: task.split().to_owned(),
+            found: rows,
+            official,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut file, &mut hasher).map_err(|source| Error::io(path, source))?;
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Reads all rows of one `.parquet`, `.jsonl` or `.jsonl.gz` file.

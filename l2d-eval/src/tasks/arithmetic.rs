@@ -5,16 +5,16 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extract::canonical_number;
 use crate::rows::{DataSet, Row};
-use crate::task::{Metric, Problem, Score, Scores, Task};
+use crate::task::{Metric, Problem, Profile, Score, Scores, Task};
 
 static NUMBER: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)").expect("a valid pattern"));
 
 const METRICS: &[Metric] =
-    &[Metric { name: "accuracy", description: "the worked solution's final number, compared as numbers" }];
+    &[Metric::new("accuracy", Profile::Exact, "the worked solution's final number, compared as numbers")];
 
 /// Where a solution's answer stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,12 @@ impl Default for Arithmetic {
     }
 }
 
+impl Arithmetic {
+    fn expected(&self, problem: &Problem) -> Option<String> {
+        self.answer_place.find(&problem.solution).or_else(|| canonical_number(&problem.solution))
+    }
+}
+
 impl Task for Arithmetic {
     fn name(&self) -> &str {
         "arithmetic"
@@ -71,6 +77,11 @@ impl Task for Arithmetic {
 
     fn shots(&self) -> usize {
         0
+    }
+
+    fn set_shots(&mut self, shots: usize) -> Result<()> {
+        let reason = format!("{shots}, and arithmetic has no split for shots");
+        if shots == 0 { Ok(()) } else { Err(Error::Setting { key: "shots", reason }) }
     }
 
     fn max_new_tokens(&self) -> usize {
@@ -89,11 +100,14 @@ impl Task for Arithmetic {
         Ok(Problem::new(row.text("question")?.to_owned(), row.text_or_number("answer")?))
     }
 
-    fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
-        let expected = self.answer_place.find(&problem.solution).or_else(|| canonical_number(&problem.solution))?;
+    fn answerable(&self, problem: &Problem) -> bool {
+        self.expected(problem).is_some()
+    }
+
+    fn score(&self, problem: &Problem, completion: &str) -> Result<Scores> {
         let extracted = self.answer_place.find(completion);
-        let correct = extracted.as_deref() == Some(expected.as_str());
-        Some(Scores::from([("accuracy".to_owned(), Score { extracted, correct })]))
+        let correct = extracted.is_some() && extracted == self.expected(problem);
+        Ok(Scores::from([("accuracy".to_owned(), Score { extracted, correct })]))
     }
 }
 
@@ -104,7 +118,7 @@ mod tests {
     fn correct(place: AnswerPlace, reference: &str, completion: &str) -> bool {
         let task = Arithmetic { answer_place: place, ..Arithmetic::default() };
         let problem = Problem::new("123*45".to_owned(), reference.to_owned());
-        task.score(&problem, completion).expect("a reference with an answer")["accuracy"].correct
+        task.score(&problem, completion).expect("scores")["accuracy"].correct
     }
 
     #[test]
@@ -125,6 +139,6 @@ mod tests {
     #[test]
     fn a_reference_without_a_number_cannot_be_scored() {
         let problem = Problem::new("", "unknown".to_owned());
-        assert_eq!(Arithmetic::default().score(&problem, "=1"), None);
+        assert!(!Arithmetic::default().answerable(&problem));
     }
 }

@@ -4,7 +4,7 @@ use regex::Regex;
 
 use crate::error::{Error, Result};
 use crate::rows::{DataSet, Row};
-use crate::task::{Metric, Problem, Score, Scores, Task};
+use crate::task::{LikelihoodQuestion, Metric, Problem, Profile, Score, Scores, Task};
 
 /// A row as every multiple-choice task reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(super) struct Asked {
     pub(super) labels: Vec<String>,
     /// Which of them is right.
     pub(super) answer: usize,
+    /// The same for log-likelihoods, in lm-evaluation-harness's words: what comes before the option, and the options.
+    pub(super) plain: (String, Vec<String>),
 }
 
 /// A multiple-choice benchmark in the paper's setting: shots as earlier turns, the answer a letter that is generated.
@@ -25,6 +27,8 @@ pub struct MultipleChoice {
     pub(super) name: &'static str,
     pub(super) data_set: DataSet,
     pub(super) split: &'static str,
+    /// Rows of the published split.
+    pub(super) rows: usize,
     pub(super) shot_split: &'static str,
     /// Solved problems before the question.
     pub shots: usize,
@@ -33,6 +37,15 @@ pub struct MultipleChoice {
     /// Shots are of the question's own group.
     pub(super) grouped: bool,
     pub(super) read: fn(&Row) -> Result<Asked>,
+    /// The guidance class of a row.
+    pub(super) class: fn(&Row) -> &'static str,
+    /// What the shots' group tells before the first of them, for log-likelihoods.
+    pub(super) preamble: fn(Option<&str>) -> String,
+}
+
+/// For tasks whose shots need no introduction.
+pub(super) fn no_preamble(_: Option<&str>) -> String {
+    String::new()
 }
 
 /// Letters as labels.
@@ -55,15 +68,17 @@ pub(super) fn index_in(row: &Row, column: &str, index: i64, labels: usize) -> Re
 }
 
 const METRICS: &[Metric] = &[
-    Metric {
-        name: "accuracy",
-        description: "the first option letter that no letter or digit follows (the L2D reference)",
-    },
-    Metric { name: "strict", description: "the completion is the letter alone, brackets, full stop and spaces aside" },
-    Metric {
-        name: "stated",
-        description: "the last letter after `answer is`, as lm-evaluation-harness reads MMLU-Pro",
-    },
+    Metric::new(
+        "accuracy",
+        Profile::Paper,
+        "the first option letter that no letter or digit follows (the L2D reference)",
+    ),
+    Metric::new("strict", Profile::Exact, "the completion is the letter alone, brackets, full stop and spaces aside"),
+    Metric::new(
+        "stated",
+        Profile::Harness,
+        "the last letter after `answer is`, as lm-evaluation-harness reads MMLU-Pro",
+    ),
 ];
 
 impl Task for MultipleChoice {
@@ -76,7 +91,7 @@ impl Task for MultipleChoice {
     }
 
     fn data_set(&self) -> Option<DataSet> {
-        Some(self.data_set)
+        Some(self.data_set.clone())
     }
 
     fn split(&self) -> &str {
@@ -89,6 +104,15 @@ impl Task for MultipleChoice {
 
     fn shots(&self) -> usize {
         self.shots
+    }
+
+    fn set_shots(&mut self, shots: usize) -> Result<()> {
+        self.shots = shots;
+        Ok(())
+    }
+
+    fn official_rows(&self) -> Option<usize> {
+        Some(self.rows)
     }
 
     fn shot_rows(&self) -> Option<usize> {
@@ -110,33 +134,57 @@ impl Task for MultipleChoice {
     fn problem(&self, row: &Row) -> Result<Problem> {
         let asked = (self.read)(row)?;
         let solution = asked.labels[asked.answer].clone();
-        Ok(Problem { question: asked.question, solution, labels: asked.labels })
+        Ok(Problem { question: asked.question, solution, labels: asked.labels, ..Problem::default() })
     }
 
     fn shots_for(&self, rows: &[Row], row: &Row) -> Result<Vec<Problem>> {
-        if !self.grouped {
-            return self.first_shots(&mut rows.iter());
-        }
-        let group = (self.read)(row)?.group;
-        let mut alike = Vec::new();
-        for other in rows {
-            if alike.len() < self.shots && (self.read)(other)?.group == group {
-                alike.push(other);
-            }
-        }
-        self.first_shots(&mut alike.into_iter())
+        self.first_shots(&mut self.chosen_shots(rows, row)?.into_iter())
     }
 
-    fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
+    fn class(&self, row: &Row) -> &'static str {
+        (self.class)(row)
+    }
+
+    fn likelihood(&self, shots: &[Row], row: &Row) -> Result<Option<LikelihoodQuestion>> {
+        let asked = (self.read)(row)?;
+        let mut context = (self.preamble)(asked.group.as_deref());
+        for shot in self.chosen_shots(shots, row)? {
+            let Asked { plain: (question, options), answer, .. } = (self.read)(shot)?;
+            context.push_str(&format!("{question} {}\n\n", options[answer]));
+        }
+        let (question, options) = asked.plain;
+        context.push_str(&question);
+        let continuations = options.iter().map(|option| format!(" {option}")).collect();
+        Ok(Some(LikelihoodQuestion { context, continuations, answer: asked.answer }))
+    }
+
+    fn score(&self, problem: &Problem, completion: &str) -> Result<Scores> {
         let judged = |extracted: Option<String>| {
             let correct = extracted.as_deref() == Some(&problem.solution);
             Score { extracted, correct }
         };
-        Some(Scores::from([
+        Ok(Scores::from([
             ("accuracy".to_owned(), judged(first_letter(&problem.labels, completion))),
             ("strict".to_owned(), judged(letter_alone(&problem.labels, completion))),
             ("stated".to_owned(), judged(stated_letter(&problem.labels, completion))),
         ]))
+    }
+}
+
+impl MultipleChoice {
+    /// The first rows of the shots' split, of the row's own group where the task has groups.
+    fn chosen_shots<'r>(&self, rows: &'r [Row], row: &Row) -> Result<Vec<&'r Row>> {
+        let group = (self.read)(row)?.group;
+        let mut chosen = Vec::new();
+        for other in rows {
+            if chosen.len() < self.shots && (!self.grouped || (self.read)(other)?.group == group) {
+                chosen.push(other);
+            }
+        }
+        if chosen.len() < self.shots {
+            return Err(Error::TooFewShots { task: self.name.to_owned(), shots: self.shots, found: chosen.len() });
+        }
+        Ok(chosen)
     }
 }
 

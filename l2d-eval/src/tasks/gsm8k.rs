@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::error::Result;
 use crate::extract::canonical_number;
 use crate::rows::{DataSet, Row};
-use crate::task::{Metric, Problem, Score, Scores, Task};
+use crate::task::{Metric, Problem, Profile, Score, Scores, Task, class};
 
 /// `#### ` and a number, as the data set's solutions end.
 static MARKED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"#### (\-?[0-9\.,]+)").expect("a valid pattern"));
@@ -16,13 +16,22 @@ static ANY_NUMBER: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(-?[$0-9.,]{2,})|(-?[0-9]+)").expect("a valid pattern"));
 
 const METRICS: &[Metric] = &[
-    Metric { name: "accuracy", description: "first `#### number`, compared as numbers" },
-    Metric { name: "strict", description: "lm-evaluation-harness strict-match: first `#### number`, compared as text" },
-    Metric {
-        name: "flexible",
-        description: "lm-evaluation-harness flexible-extract: the last number, compared as text",
-    },
-    Metric { name: "paper", description: "the L2D reference: first `#### number`, commas removed, compared as text" },
+    Metric::new("accuracy", Profile::Exact, "first `#### number`, compared as numbers"),
+    Metric::new(
+        "strict",
+        Profile::Harness,
+        "lm-evaluation-harness strict-match: first `#### number`, compared as text",
+    ),
+    Metric::new(
+        "flexible",
+        Profile::Harness,
+        "lm-evaluation-harness flexible-extract: the last number, compared as text",
+    ),
+    Metric::new(
+        "paper",
+        Profile::Paper,
+        "the L2D reference: first `#### number`, commas removed, compared as text",
+    ),
 ];
 
 /// GSM8K in the paper's setting: 5 shots of the train split as earlier turns, at most 256 new tokens.
@@ -50,11 +59,20 @@ impl Task for Gsm8k {
     }
 
     fn data_set(&self) -> Option<DataSet> {
-        Some(DataSet { owner: "openai", name: "gsm8k", config: "main" })
+        Some(DataSet::new("openai", "gsm8k", "main"))
     }
 
     fn shots(&self) -> usize {
         self.shots
+    }
+
+    fn set_shots(&mut self, shots: usize) -> Result<()> {
+        self.shots = shots;
+        Ok(())
+    }
+
+    fn official_rows(&self) -> Option<usize> {
+        Some(1319)
     }
 
     fn max_new_tokens(&self) -> usize {
@@ -73,9 +91,17 @@ impl Task for Gsm8k {
         Ok(Problem::new(row.text("question")?.to_owned(), row.text("answer")?.to_owned()))
     }
 
-    fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
-        let reference = first_marked(&problem.solution)?;
-        let number = canonical_number(reference)?;
+    fn class(&self, _row: &Row) -> &'static str {
+        class::MATH
+    }
+
+    fn answerable(&self, problem: &Problem) -> bool {
+        first_marked(&problem.solution).and_then(canonical_number).is_some()
+    }
+
+    fn score(&self, problem: &Problem, completion: &str) -> Result<Scores> {
+        let reference = first_marked(&problem.solution).unwrap_or_default();
+        let number = canonical_number(reference).unwrap_or_default();
         let found = first_marked(completion);
 
         let accuracy = found.and_then(canonical_number);
@@ -83,7 +109,7 @@ impl Task for Gsm8k {
         let target = harness_text(&problem.solution);
         let strict = found.map(harness_text);
         let flexible = last_number(completion).map(harness_text);
-        Some(Scores::from([
+        Ok(Scores::from([
             ("accuracy".to_owned(), judged(accuracy, &number)),
             ("strict".to_owned(), judged(strict, &target)),
             ("flexible".to_owned(), judged(flexible, &target)),
@@ -122,13 +148,14 @@ mod tests {
 
     fn scores(reference: &str, completion: &str) -> Scores {
         let problem = Problem::new("", reference.to_owned());
-        Gsm8k::default().score(&problem, completion).expect("a reference with an answer")
+        assert!(Gsm8k::default().answerable(&problem));
+        Gsm8k::default().score(&problem, completion).expect("scores")
     }
 
     /// Which metrics count the completion as correct, in the order accuracy, strict, flexible, paper.
     fn correct(reference: &str, completion: &str) -> [bool; 4] {
         let scores = scores(reference, completion);
-        METRICS.iter().map(|metric| scores[metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
+        METRICS.iter().map(|metric| scores[&*metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
     }
 
     #[test]
@@ -157,6 +184,6 @@ mod tests {
     #[test]
     fn a_reference_without_an_answer_cannot_be_scored() {
         let problem = Problem::new("", "it depends".to_owned());
-        assert_eq!(Gsm8k::default().score(&problem, "#### 1"), None);
+        assert!(!Gsm8k::default().answerable(&problem));
     }
 }

@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::error::{Error, Result};
 use crate::latex::{Boxed, Units, Value, last_boxed, normalise, same_value, without_commas, without_subscript_braces};
 use crate::rows::{DataSet, Row};
-use crate::task::{Metric, Problem, Score, Scores, Task};
+use crate::task::{Metric, Problem, Profile, Score, Scores, Task, class};
 
 /// A number as the reference looks for one, sign left out.
 static UNSIGNED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[0-9]*\.?[0-9]+").expect("a valid pattern"));
@@ -17,18 +17,21 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 const METRICS: &[Metric] = &[
-    Metric {
-        name: "accuracy",
-        description: "the last box, else the last number; equal as exact numbers, lists or normal forms",
-    },
-    Metric {
-        name: "paper",
-        description: "the L2D reference: as above, decimals equal fractions they round, signs of unboxed numbers lost",
-    },
-    Metric {
-        name: "hendrycks",
-        description: "lm-evaluation-harness hendrycks_math: between the first and the last `$`, else the whole text; equal normal forms",
-    },
+    Metric::new(
+        "accuracy",
+        Profile::Exact,
+        "the last box, else the last number; equal as exact numbers, lists or normal forms",
+    ),
+    Metric::new(
+        "paper",
+        Profile::Paper,
+        "the L2D reference: as above, decimals equal fractions they round, signs of unboxed numbers lost",
+    ),
+    Metric::new(
+        "hendrycks",
+        Profile::Harness,
+        "lm-evaluation-harness hendrycks_math: between the first and the last `$`, else the whole text; equal normal forms",
+    ),
 ];
 
 /// MATH in the paper's setting: five problems equally spaced over `train` as shots, at most 256 new tokens.
@@ -56,11 +59,24 @@ impl Task for Math {
     }
 
     fn data_set(&self) -> Option<DataSet> {
-        Some(DataSet { owner: "lighteval", name: "MATH", config: "all" })
+        Some(DataSet::new("lighteval", "MATH", "all"))
     }
 
     fn shots(&self) -> usize {
         self.shots
+    }
+
+    fn set_shots(&mut self, shots: usize) -> Result<()> {
+        self.shots = shots;
+        Ok(())
+    }
+
+    fn official_rows(&self) -> Option<usize> {
+        Some(5000)
+    }
+
+    fn class(&self, _row: &Row) -> &'static str {
+        class::MATH
     }
 
     fn shot_rows(&self) -> Option<usize> {
@@ -91,8 +107,12 @@ impl Task for Math {
         self.first_shots(&mut rows.iter().step_by(step.max(1)))
     }
 
-    fn score(&self, problem: &Problem, completion: &str) -> Option<Scores> {
-        let expected = answer(&problem.solution)?;
+    fn answerable(&self, problem: &Problem) -> bool {
+        answer(&problem.solution).is_some()
+    }
+
+    fn score(&self, problem: &Problem, completion: &str) -> Result<Scores> {
+        let expected = answer(&problem.solution).unwrap_or_default();
         let found = answer(completion);
         let correct = found.is_some_and(|found| same_value(&Value::read(found), &Value::read(expected)));
         let exact = Score { extracted: found.map(str::to_owned), correct };
@@ -103,7 +123,7 @@ impl Task for Math {
 
         let whole = between_dollars(completion);
         let harness = Score { extracted: Some(whole.to_owned()), correct: hendrycks(whole, expected) };
-        Some(Scores::from([
+        Ok(Scores::from([
             ("accuracy".to_owned(), exact),
             ("paper".to_owned(), paper),
             ("hendrycks".to_owned(), harness),
@@ -205,8 +225,8 @@ mod tests {
     /// Which metrics count the completion, in the order accuracy, paper, hendrycks.
     fn correct(reference: &str, completion: &str) -> [bool; 3] {
         let scores =
-            Math::default().score(&Problem::new("", reference), completion).expect("a reference with an answer");
-        METRICS.iter().map(|metric| scores[metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
+            Math::default().score(&Problem::new("", reference), completion).expect("scores");
+        METRICS.iter().map(|metric| scores[&*metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
     }
 
     #[test]

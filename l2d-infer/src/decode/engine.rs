@@ -22,17 +22,17 @@ use crate::sampler::{log_softmax, top};
 
 /// Slots of a prompt that go through the main path at once. Bounds the attention scores of long prompts, and the time until
 /// a cancellation is seen.
-const PREFILL_SLOTS: usize = 256;
+pub(super) const PREFILL_SLOTS: usize = 256;
 
 /// Decodes batches of sequences with one model and one diffusion.
 #[derive(Debug)]
 pub struct Decoder<'m, B: Backend> {
-    lm: &'m Lm<B>,
+    pub(super) lm: &'m Lm<B>,
     classes: usize,
     diffuser: Option<Diffuser<'m, B>>,
     /// Sequences decoded together, at most.
     batch: usize,
-    prefixes: Mutex<Prefixes<B>>,
+    pub(super) prefixes: Mutex<Prefixes<B>>,
 }
 
 /// What a caller may hang into a generation. The default is nothing: numbers from the seed, no text, no events.
@@ -177,6 +177,11 @@ impl<'m, B: Backend> Decoder<'m, B> {
             completions[request] = Some(row.complete(FinishReason::Cancelled, generation, &mut emit));
         }
         Ok(completions.into_iter().flatten().collect())
+    }
+
+    /// Whether tokens take more than the plain LM.
+    pub(super) fn diffuses(&self) -> bool {
+        self.diffuser.is_some()
     }
 
     pub(super) fn device(&self) -> B::Device {

@@ -7,6 +7,7 @@ mod adaptive;
 mod course;
 mod diffuser;
 mod engine;
+mod likelihood;
 mod noise;
 mod parallel;
 mod prefix;
@@ -18,6 +19,7 @@ mod text;
 
 pub use diffuser::{Conditions, Diffused, Diffuser, Guess, Positions};
 pub use engine::{Decoder, Hooks};
+pub use likelihood::{Continuations, Likelihood};
 pub use noise::{Lane, Noise, Place, SeededNoise};
 pub use request::{
     Completion, Detokenizer, Event, FinishReason, Generation, GenerationParams, Request, TextStream,

@@ -76,6 +76,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
             return Err(CliError::Usage(format!("{name} must be at least {least}")));
         }
     }
+    args.decode.check_guidance()?;
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &B::Device::default())?;
     let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;

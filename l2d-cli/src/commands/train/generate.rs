@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::WeightFormat;
-use l2d_eval::rows::{Row, read_file, read_split};
-use l2d_eval::task::Turn;
+use l2d_eval::report::{RunLabel, RunReport};
+use l2d_eval::rows::{Row, read_split};
+use l2d_eval::task::{Profile, Turn};
 use l2d_eval::tasks::by_name;
-use l2d_eval::{BoxError, Evaluation, LengthLimit, RunSettings};
+use l2d_eval::{BoxError, Evaluation, LengthLimit, RunSettings, Scoring, Selection, Tools};
 use l2d_infer::decode::{DecodeMode, DiffusionParams};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::{Evaluator, GenerationScore, TrainConfig};
@@ -18,7 +19,7 @@ use serde_json::json;
 use crate::backend::BackendKind;
 use crate::commands::eval;
 use crate::error::CliError;
-use crate::generator::ModelGenerator;
+use crate::generator::{Guide, ModelGenerator};
 use crate::model::{Model, Text};
 
 /// A task's problems, read once, before the first update.
@@ -37,11 +38,16 @@ impl Problems {
     pub(super) fn read(config: &TrainConfig) -> Result<Option<Self>, CliError> {
         let settings = &config.generate;
         let (Some(name), Some(folder)) = (&settings.task, &settings.data) else { return Ok(None) };
-        let mut task = by_name(name)?;
+        let mut task = by_name(name, &Tools::default())?;
+        if task.scoring_is_costly() {
+            return Err(CliError::Usage(format!(
+                "generate.task: {name}'s answers are programs, which are not run while training: use `l2d eval` on a checkpoint"
+            )));
+        }
         if let Some(tokens) = settings.max_tokens {
             task.set_max_new_tokens(tokens);
         }
-        let (rows, shots) = rows(task.as_ref(), Path::new(folder), settings.problems)?;
+        let (rows, shots) = rows(task.as_ref(), Path::new(folder))?;
         let budgets = config.generate_steps();
         // A number of steps that cannot be met is refused now, not after hours.
         for &evaluations in &budgets {
@@ -52,15 +58,13 @@ impl Problems {
     }
 }
 
-fn rows(task: &dyn l2d_eval::Task, folder: &Path, count: usize) -> Result<(Vec<Row>, Vec<Row>), CliError> {
-    Ok(match task.data_set() {
-        Some(data_set) => {
-            let (rows, _) = read_split(folder, &data_set, task.split(), Some(count))?;
-            let (shots, _) = read_split(folder, &data_set, task.shot_split(), task.shot_rows())?;
-            (rows, shots)
-        }
-        None => (read_file(&folder.join(format!("{}.jsonl", task.split())))?, Vec::new()),
-    })
+fn rows(task: &dyn l2d_eval::Task, folder: &Path) -> Result<(Vec<Row>, Vec<Row>), CliError> {
+    let (rows, _) = read_split(folder, task, task.split())?;
+    if task.shots() == 0 || task.shot_rows() == Some(0) {
+        return Ok((rows, Vec::new()));
+    }
+    let (shots, _) = read_split(folder, task, task.shot_split())?;
+    Ok((rows, shots))
 }
 
 /// Answers [`Problems`] with whatever model `decodable` makes of the one under training.
@@ -79,14 +83,14 @@ impl<M, B: Backend> Answers<'_, M, B> {
         let limit = LengthLimit { measure: &measure, max_tokens: eval::MAX_ROW_TOKENS, context };
         let task: &dyn l2d_eval::Task = problems.task.as_ref();
         let evaluation =
-            Evaluation::prepare(task, &problems.rows, &problems.shots, Some(problems.count), Some(&limit))?;
+            Evaluation::prepare(task, &problems.rows, &problems.shots, &Selection::first(problems.count), Some(&limit))?;
         let mut scores = Vec::new();
         for &steps in &problems.budgets {
             let params = DiffusionParams { evaluations: steps, ..DiffusionParams::default() };
             let mut generator = ModelGenerator {
                 decoder: model.decoder(params, DecodeMode::Parallel)?,
                 text: self.text,
-                class: None,
+                guide: Guide::All(None),
                 sampling: SamplingParams::default(),
                 beam: None,
                 cancel: self.cancel,
@@ -98,11 +102,12 @@ impl<M, B: Backend> Answers<'_, M, B> {
                 seed: problems.seed,
                 generation: json!({ "steps": steps }),
             };
-            let result = evaluation.run(&settings, &mut generator, None, &mut (), self.cancel)?;
+            let result = evaluation.run(&settings, Scoring::Now, &mut generator, None, &mut (), self.cancel)?;
             if result.interrupted {
                 return Ok(None);
             }
-            let report = l2d_eval::report::RunReport::new(&evaluation, "training", steps, &settings, &result);
+            let label = RunLabel { series: "training".to_owned(), steps, guidance: None };
+            let report = RunReport::new(task, Profile::Exact, label, &settings, &result);
             let accuracy = report.accuracy().ok_or_else(|| {
                 CliError::Usage(format!("{}: none of the problems fits the model's context", task.name()))
             })?;

@@ -1,0 +1,238 @@
+//! What is done with evaluations that were run: scoring again, putting parts together, comparing, and the list of tasks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use l2d_core::checkpoint::write_atomically;
+use l2d_eval::journal::{self, Record};
+use l2d_eval::metric::{Judged, PairedDifference};
+use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference};
+use l2d_eval::rows::{check_count, read_split};
+use l2d_eval::task::Profile;
+use l2d_eval::tasks::{NAMES, by_name};
+use l2d_eval::{RunResult, Tools, rescore};
+use serde_json::Value;
+
+use super::identity::{description_in, same_model, title};
+use super::label::label;
+use super::{outputs, tools};
+use crate::args::{CompareArgs, MergeArgs, RescoreArgs, ScoringArgs};
+use crate::error::CliError;
+use crate::output::say;
+
+/// What journals end in.
+pub(super) const SAMPLES: &str = ".samples.jsonl";
+
+/// `l2d eval tasks`.
+pub(super) fn list() -> Result<(), CliError> {
+    for name in NAMES {
+        let task = by_name(name, &Tools::default())?;
+        let data = task.data_set().map_or_else(|| "a file of yours".to_owned(), |data_set| data_set.to_string());
+        let rows = task.official_rows().map_or_else(String::new, |rows| format!(", {rows} rows"));
+        let metrics: Vec<&str> = task.metrics().iter().map(|metric| &*metric.name).collect();
+        let (shots, metrics) = (task.shots(), metrics.join(", "));
+        say!("{name:<20} {data}, {}{rows}; {shots} shots; {metrics}", task.split())?;
+    }
+    say!("\nA task of your own is a .toml file (docs/evaluation.md); --likelihood scores the multiple-choice tasks.")
+}
+
+/// `l2d eval rescore`.
+pub(super) fn rescore_folder(args: &RescoreArgs) -> Result<(), CliError> {
+    for name in names(&args.folder, args.tasks.as_deref())? {
+        let model = description_in(&args.folder, file_name(&name))?.unwrap_or_default();
+        score(&args.folder, &args.data, &name, model, &args.scoring)?;
+    }
+    Ok(())
+}
+
+/// `l2d eval merge`.
+pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
+    for name in names(&args.parts[0], args.tasks.as_deref())? {
+        let mut model: Option<Value> = None;
+        let mut records: Vec<Record> = Vec::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for part in &args.parts {
+            let path = journal_in(part, &name);
+            let of = description_in(part, file_name(&name))?;
+            match (&model, of) {
+                (Some(first), Some(of)) if !same_model(first, &of) => {
+                    return Err(CliError::Usage(format!(
+                        "{} holds the results of {}, {} those of {}: parts must be of one model",
+                        part.display(),
+                        title(&of),
+                        args.parts[0].display(),
+                        title(first)
+                    )));
+                }
+                (None, Some(of)) => model = Some(of),
+                _ => {}
+            }
+            for record in journal::read(&path)? {
+                match places.get(&record.key) {
+                    Some(&place) if records[place].completion.text != record.completion.text => {
+                        return Err(CliError::Usage(format!(
+                            "{}: sample {} of row {} differs from the same sample of another part",
+                            path.display(),
+                            record.sample,
+                            record.row
+                        )));
+                    }
+                    Some(_) => {}
+                    None => {
+                        places.insert(record.key.clone(), records.len());
+                        records.push(record);
+                    }
+                }
+            }
+        }
+        std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+        let out = journal_in(&args.out, &name);
+        if out.exists() {
+            return Err(CliError::Usage(format!("{} is there already: give an empty folder with --out", out.display())));
+        }
+        write_atomically(&out, |file| {
+            for record in &records {
+                serde_json::to_writer(&mut *file, record)?;
+                file.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
+        score(&args.out, &args.data, &name, model.unwrap_or_default(), &args.scoring)?;
+    }
+    Ok(())
+}
+
+/// Judges the samples of one task in a folder and writes its report there.
+fn score(folder: &Path, data: &Path, name: &str, model: Value, scoring: &ScoringArgs) -> Result<(), CliError> {
+    let profile: Profile = scoring.profile.parse()?;
+    let published = super::published(scoring)?;
+    let path = journal_in(folder, name);
+    let records = journal::read(&path)?;
+    // Log-likelihoods are judged when they are computed: the journal holds no more than they did.
+    if records.iter().any(|record| record.likelihoods.is_some()) {
+        say!("{}: log-likelihoods; their scores stand", path.display())?;
+        return Ok(());
+    }
+    let mut tasks = tools::with_sandbox(&[name.to_owned()], scoring, true)?;
+    let task = tasks.tasks.remove(0);
+    let (rows, files) = read_split(data, task.as_ref(), task.split())?;
+    if let Err(error) = check_count(task.as_ref(), rows.len()) {
+        tracing::warn!("{error}");
+    }
+    let (runs, counts) = rescore(task.as_ref(), &rows, &records, &path)?;
+    let hash = earlier_hash(folder, file_name(name));
+    let described = TaskReport::new(task.as_ref(), profile, counts, hash.as_deref(), &files);
+    let runs: Vec<(RunReport, &RunResult)> = runs
+        .iter()
+        .map(|run| {
+            let label = label(&run.settings.generation, &run.result);
+            (RunReport::new(task.as_ref(), profile, label, &run.settings, &run.result), &run.result)
+        })
+        .collect();
+    let report = Report::new(described, model, runs).in_environment(tasks.environment);
+    outputs::write(folder, &report, published.as_ref())
+}
+
+/// The hash of the prompts in an earlier report: scoring again does not ask again.
+fn earlier_hash(folder: &Path, task: &str) -> Option<String> {
+    let text = std::fs::read_to_string(folder.join(format!("{task}.json"))).ok()?;
+    let report: Value = serde_json::from_str(&text).ok()?;
+    Some(report["task"]["prompt_hash"].as_str()?.to_owned())
+}
+
+/// `l2d eval compare`.
+pub(super) fn compare(args: &CompareArgs) -> Result<(), CliError> {
+    let mut compared = 0;
+    for name in names(&args.first, args.tasks.as_deref())? {
+        let second = journal_in(&args.second, &name);
+        if !second.exists() {
+            continue;
+        }
+        let metric = match &args.metric {
+            Some(metric) => metric.clone(),
+            None => quoted(&args.first, file_name(&name))?,
+        };
+        let (first, second) = (runs(&journal_in(&args.first, &name))?, runs(&second)?);
+        for (a, first) in &first {
+            for (b, second) in &second {
+                if args.first == args.second && a >= b {
+                    continue;
+                }
+                let of = |records: &[Record]| -> Result<Vec<Judged>, CliError> {
+                    let judged = records.iter().map(|record| {
+                        let score = record.scores.get(&metric)?;
+                        Some(Judged { question: record.row, correct: score.correct })
+                    });
+                    let all: Option<Vec<Judged>> = judged.collect();
+                    all.ok_or_else(|| {
+                        CliError::Usage(format!("{name}: not every sample has a `{metric}`: run `l2d eval rescore` first"))
+                    })
+                };
+                let difference = PairedDifference::of(of(first)?, of(second)?)?;
+                say!("{name} {metric}: {}", describe_difference(a, b, &difference))?;
+                compared += 1;
+            }
+        }
+    }
+    if compared == 0 {
+        return Err(CliError::Usage(format!(
+            "nothing to compare: {} and {} have no task in common",
+            args.first.display(),
+            args.second.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The samples of a journal by the run they belong to.
+fn runs(path: &Path) -> Result<BTreeMap<String, Vec<Record>>, CliError> {
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    let mut runs: BTreeMap<String, Vec<Record>> = BTreeMap::new();
+    for record in journal::read(path)? {
+        let none = RunResult { samples: Vec::new(), interrupted: false };
+        let label = label(&record.settings, &none);
+        let guidance = label.guidance.map_or_else(String::new, |strength| format!(", guidance {strength}"));
+        let steps = if record.settings["diffusion"]["adaptive"].is_null() { label.steps.to_string() } else { "adaptive".into() };
+        let name = format!("{folder}/{} at {steps}{guidance}, seed {}", label.series, record.seed);
+        runs.entry(name).or_default().push(record);
+    }
+    Ok(runs)
+}
+
+/// The metric that a task's report quotes.
+fn quoted(folder: &Path, task: &str) -> Result<String, CliError> {
+    let path = folder.join(format!("{task}.json"));
+    let text = std::fs::read_to_string(&path).map_err(|e| CliError::io(&path, e))?;
+    let report: Value = serde_json::from_str(&text).unwrap_or_default();
+    let headline = report["task"]["headline"].as_str().map(str::to_owned);
+    headline.ok_or_else(|| CliError::Usage(format!("{} quotes no metric: name one with --metric", path.display())))
+}
+
+/// The tasks named, else those with samples in a folder.
+fn names(folder: &Path, asked: Option<&[String]>) -> Result<Vec<String>, CliError> {
+    if let Some(asked) = asked {
+        return Ok(asked.to_vec());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| CliError::io(folder, e))? {
+        let file = entry.map_err(|e| CliError::io(folder, e))?.file_name();
+        names.extend(file.to_str().and_then(|file| file.strip_suffix(SAMPLES)).map(str::to_owned));
+    }
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(CliError::Usage(format!("{} holds no samples (TASK{SAMPLES})", folder.display())));
+    }
+    Ok(names)
+}
+
+/// A task's samples in a folder. A task of a file is named by its path, its samples by its name.
+fn journal_in(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{}{SAMPLES}", file_name(name)))
+}
+
+fn file_name(name: &str) -> &str {
+    match name.strip_suffix(".toml") {
+        Some(path) => path.rsplit(['/', '\\']).next().unwrap_or(path),
+        None => name,
+    }
+}

@@ -1,0 +1,80 @@
+//! What results are results of, so that nothing is mixed up.
+
+use std::path::Path;
+
+use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::args::ModelArgs;
+use crate::error::CliError;
+use crate::hub::name_of;
+use crate::model::Text;
+
+/// The model behind an evaluation.
+pub(super) struct Identity {
+    /// Everything a completion depends on beside the settings and the prompt's text, by content and not by name.
+    pub(super) key: Value,
+    /// The same with names for people.
+    pub(super) description: Value,
+}
+
+impl Identity {
+    pub(super) fn of(args: &ModelArgs, base: &BaseFingerprint, text: &Text, backend: String) -> Result<Self, CliError> {
+        let template = text.template.as_ref().map(|template| template.source());
+        let text = json!([text.tokenizer.to_json()?, template, text.stop_tokens]);
+        let mut key = json!({ "base": base, "text": sha256(text.to_string().as_bytes()), "backend": backend });
+        let mut description = key.clone();
+        description["name"] = name_of(&args.model).into();
+        if let Some(file) = &args.adapter {
+            let bytes = std::fs::read(file).map_err(|e| CliError::io(file, e))?;
+            key["adapter"] = sha256(&bytes).into();
+            let notes = inspect_adapter(file)?.notes;
+            description["adapter"] = json!({ "name": name_of(file), "sha256": key["adapter"], "notes": notes });
+        }
+        Ok(Self { key, description })
+    }
+
+    /// Refuses to write over the results of another model or adapter.
+    pub(super) fn check_owner(&self, folder: &Path, task: &str) -> Result<(), CliError> {
+        match description_in(folder, task)? {
+            Some(owner) if !same_model(&owner, &self.description) => Err(CliError::Usage(format!(
+                "{} holds the results of {}: give another folder with --out",
+                folder.join(format!("{task}.json")).display(),
+                title(&owner),
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The model that the results of a task in a folder are of; `None` where there are none.
+pub(super) fn description_in(folder: &Path, task: &str) -> Result<Option<Value>, CliError> {
+    let path = folder.join(format!("{task}.json"));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(serde_json::from_str::<Value>(&text).unwrap_or_default()["model"].take())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CliError::io(&path, error)),
+    }
+}
+
+/// Whether two descriptions are of one base and one adapter.
+pub(super) fn same_model(a: &Value, b: &Value) -> bool {
+    ["base", "adapter"].iter().all(|part| {
+        let content = |value: &Value| value.get("sha256").unwrap_or(value).clone();
+        content(&a[*part]) == content(&b[*part])
+    })
+}
+
+/// A model by name.
+pub(super) fn title(description: &Value) -> String {
+    let name = description["name"].as_str().unwrap_or("another model").to_owned();
+    match description["adapter"]["name"].as_str() {
+        Some(adapter) => format!("{name} with {adapter}"),
+        None => name,
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,357 @@
+//! `l2d eval`: benchmarks at several numbers of diffusion steps, strengths of guidance and seeds.
+
+mod again;
+mod identity;
+mod label;
+mod likelihood;
+mod outputs;
+mod tools;
+
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::backend::Backend;
+use l2d_core::checkpoint::{BaseFingerprint, Checkpoint};
+use l2d_core::cpu::CacheFormat;
+use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation};
+use l2d_eval::report::{Published, Report, RunReport, TaskReport};
+use l2d_eval::rows::{Row, SourceFile, check_count, read_split};
+use l2d_eval::task::{Profile, Turn};
+use l2d_eval::tasks::by_name;
+use l2d_eval::{
+    BoxError, Evaluation, Journal, LengthLimit, RowLength, RunResult, RunSettings, Scoring, Selection, Task, Tools,
+};
+use l2d_infer::decode::{Beam, BeamParams, Decoder};
+use serde_json::{Value, json};
+
+use self::again::SAMPLES;
+use self::identity::Identity;
+use self::label::label;
+use self::likelihood::ModelScorer;
+use self::tools::Equipped;
+use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs};
+use crate::backend::BackendKind;
+use crate::decoding::Budget;
+use crate::error::CliError;
+use crate::generator::{Guide, ModelGenerator, messages};
+use crate::model::{Model, Text, on_interrupt};
+use crate::output::say;
+use crate::progress::EvalProgress;
+
+/// The paper drops rows whose prompt and reference answer are longer together.
+pub(crate) const MAX_ROW_TOKENS: usize = 2048;
+
+/// Runs the command.
+pub(crate) fn run<B: Backend>(command: &EvalCommand, backend: BackendKind) -> Result<(), CliError> {
+    match command {
+        EvalCommand::Again(EvalSubcommand::Tasks) => again::list(),
+        EvalCommand::Again(EvalSubcommand::Rescore(args)) => again::rescore_folder(args),
+        EvalCommand::Again(EvalSubcommand::Merge(args)) => again::merge(args),
+        EvalCommand::Again(EvalSubcommand::Compare(args)) => again::compare(args),
+        EvalCommand::Run(args) if args.write_out => write_out(args),
+        EvalCommand::Run(args) if args.likelihood => score_options::<B>(args, backend),
+        EvalCommand::Run(args) => generate::<B>(args, backend),
+    }
+}
+
+/// One point of the grid.
+struct Point {
+    decode: DecodeArgs,
+    budget: Budget,
+    seed: u64,
+}
+
+/// Every combination of strength, budget and seed. The plain LM is not guided, so it is run once.
+fn grid(args: &EvalArgs, budgets: &[Budget]) -> Vec<Point> {
+    let seeds = args.seeds.clone().unwrap_or_else(|| vec![args.decode.seed]);
+    let strengths: Vec<Vec<f64>> = match &*args.decode.guidance {
+        [] => vec![Vec::new()],
+        several => several.iter().map(|&strength| vec![strength]).collect(),
+    };
+    let mut points = Vec::new();
+    for &budget in budgets {
+        let plain = budget == Budget::Evaluations(1);
+        for guidance in &strengths[..if plain { 1 } else { strengths.len() }] {
+            for &seed in &seeds {
+                let guidance = if plain { Vec::new() } else { guidance.clone() };
+                points.push(Point { decode: DecodeArgs { guidance, ..args.decode.clone() }, budget, seed });
+            }
+        }
+    }
+    points
+}
+
+/// Generates and scores. Finished samples are in a journal, so the same command goes on where it was stopped. A batch is
+/// decoded in at most as many threads as the backend decodes with.
+fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
+    let profile: Profile = args.scoring.profile.parse()?;
+    let published = published(&args.scoring)?;
+    let scoring = if args.predict_only { Scoring::Later } else { Scoring::Now };
+    let Equipped { mut tasks, environment } = tools::with_sandbox(&args.tasks, &args.scoring, !args.predict_only)?;
+    for task in &mut tasks {
+        adjust(task.as_mut(), args)?;
+    }
+    let device = B::Device::default();
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let usual = match &args.model.adapter {
+        Some(_) => vec![1, model.default_steps()],
+        None => vec![1],
+    };
+    let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
+    args.decode.refuse_idle_flags(&budgets)?;
+    let beam = args.search.beam();
+    let checked_beam = beam.map(|beam| beam.check()).transpose()?;
+    let points = grid(args, &budgets);
+    // Refuse what cannot be met before hours of what can.
+    for point in &points {
+        model.check(&point.decode.diffusion(point.budget))?;
+    }
+    let guide = model.guide(&args.decode)?;
+    std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
+    for task in &tasks {
+        identity.check_owner(&args.out, task.name())?;
+    }
+    let cancel = on_interrupt()?;
+    for task in &tasks {
+        let task = task.as_ref();
+        let Rows { rows, shots, files } = read(args, task)?;
+        let measure = |turns: &[Turn], solution: &str| length(&text, turns, solution);
+        let context = model.lm().config.max_positions;
+        let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS, context };
+        let evaluation = Evaluation::prepare(task, &rows, &shots, &args.selection(), Some(&limit))?;
+        let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
+        let mut runs: Vec<(RunReport, RunResult)> = Vec::new();
+        for point in &points {
+            let settings = RunSettings {
+                samples: args.repeats.unwrap_or_else(|| task.repeats()),
+                batch_size: args.batch_size,
+                seed: point.seed,
+                generation: generation(args, &identity, point, task, beam.as_ref(), &guide),
+            };
+            let result = decode(
+                &model, &text, &guide, point, task, checked_beam, &cancel, backend, &evaluation, &settings, scoring,
+                &mut journal,
+            )?;
+            let label = label(&settings.generation, &result);
+            let report = RunReport::new(task, profile, label, &settings, &result);
+            runs.push((report, result));
+            if runs.last().is_some_and(|(run, _)| run.interrupted) {
+                break;
+            }
+        }
+        let interrupted = runs.iter().any(|(run, _)| run.interrupted);
+        let count: usize = runs.iter().map(|(run, _)| run.samples).sum();
+        if args.predict_only {
+            let journal = journal.path().display();
+            say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
+        } else if count > 0 {
+            // Called off before anything was finished: an older result is not replaced by nothing.
+            let hash = Some(evaluation.prompt_hash());
+            let described = TaskReport::new(task, profile, evaluation.counts(), hash, &files);
+            let runs = runs.iter().map(|(run, result)| (run.clone(), result)).collect();
+            let report =
+                Report::new(described, identity.description.clone(), runs).in_environment(environment.clone());
+            outputs::write(&args.out, &report, published.as_ref())?;
+        }
+        if interrupted {
+            return Err(CliError::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// Runs one point of the grid.
+fn decode<B: Backend>(
+    model: &Model<B>,
+    text: &Text,
+    guide: &Guide,
+    point: &Point,
+    task: &dyn Task,
+    beam: Option<Beam>,
+    cancel: &AtomicBool,
+    backend: BackendKind,
+    evaluation: &Evaluation<'_>,
+    settings: &RunSettings,
+    scoring: Scoring,
+    journal: &mut Journal,
+) -> Result<RunResult, CliError> {
+    let mut generator = ModelGenerator {
+        decoder: model.decoder(point.decode.diffusion(point.budget), point.decode.mode())?,
+        text,
+        guide: guide.clone(),
+        sampling: point.decode.sampling_for(task.temperature()),
+        beam,
+        cancel,
+        threads: backend.decode_threads(),
+    };
+    let strength = point.decode.guidance.first().map_or_else(String::new, |strength| format!(", guidance {strength}"));
+    let mut progress = EvalProgress::new(format!("{} at {}{strength}", task.name(), point.budget));
+    let result = evaluation.run(settings, scoring, &mut generator, Some(journal), &mut progress, cancel)?;
+    progress.finish();
+    Ok(result)
+}
+
+/// Everything a completion depends on beside prompt, seed and number.
+fn generation(
+    args: &EvalArgs,
+    identity: &Identity,
+    point: &Point,
+    task: &dyn Task,
+    beam: Option<&BeamParams>,
+    guide: &Guide,
+) -> Value {
+    let mut generation = json!({
+        "model": identity.key,
+        "diffusion": point.decode.diffusion(point.budget),
+        "sampling": point.decode.sampling_for(task.temperature()),
+    });
+    // Named only where it is not the default: a run without it goes on with the journal it has.
+    if args.model.cache_format() != CacheFormat::default() {
+        generation["kv_cache"] = json!(args.model.cache_format().name());
+    }
+    if let Some(class) = &args.decode.class {
+        generation["class"] = json!(class);
+    } else if guide.by_task() {
+        generation["class"] = json!("the task's");
+    }
+    if let Some(beam) = beam {
+        generation["beam"] = json!(beam);
+    }
+    generation
+}
+
+/// `--likelihood`.
+fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
+    let published = published(&args.scoring)?;
+    let mut tasks = Vec::new();
+    for name in &args.tasks {
+        let mut task = ByLikelihood::new(by_name(name, &Tools::default())?)?;
+        if let Some(shots) = args.shots {
+            task.set_shots(shots)?;
+        }
+        tasks.push(task);
+    }
+    let device = B::Device::default();
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
+    for task in &tasks {
+        identity.check_owner(&args.out, task.name())?;
+    }
+    let cancel = on_interrupt()?;
+    let mut scorer = ModelScorer {
+        decoder: Decoder::plain(model.lm()),
+        text: &text,
+        cancel: &cancel,
+        threads: backend.decode_threads(),
+    };
+    for task in &tasks {
+        let Rows { rows, shots, files } = read(args, task)?;
+        let context = model.lm().config.max_positions;
+        let evaluation =
+            LikelihoodEvaluation::prepare(task, &rows, &shots, &args.selection(), context, &mut scorer)?;
+        let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
+        let generation = json!({ "model": identity.key, "likelihood": true });
+        let settings =
+            RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
+        let mut progress = EvalProgress::new(task.name().to_owned());
+        let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
+        progress.finish();
+        if !result.samples.is_empty() {
+            let label = label(&settings.generation, &result);
+            let run = RunReport::new(task, Profile::Harness, label, &settings, &result);
+            let hash = Some(evaluation.prompt_hash());
+            let described = TaskReport::new(task, Profile::Harness, evaluation.counts(), hash, &files);
+            let report = Report::new(described, identity.description.clone(), vec![(run, &result)]);
+            outputs::write(&args.out, &report, published.as_ref())?;
+        }
+        if result.interrupted {
+            return Err(CliError::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// `--write-out`: what would be asked, without the model's weights.
+fn write_out(args: &EvalArgs) -> Result<(), CliError> {
+    let text = Text::of(&Checkpoint::open(&args.model.model)?);
+    for name in &args.tasks {
+        let mut task = by_name(name, &Tools::default())?;
+        if args.likelihood {
+            let mut task = ByLikelihood::new(task)?;
+            if let Some(shots) = args.shots {
+                task.set_shots(shots)?;
+            }
+            let Rows { rows, shots, .. } = read(args, &task)?;
+            for row in args.selection().rows(rows.len())? {
+                let question = task.likelihood(&shots, &rows[row])?;
+                let question = question.ok_or_else(|| l2d_eval::Error::NoLikelihood { task: name.clone() })?;
+                say!("### {} row {row}\n{}", task.name(), question.context)?;
+                for (index, option) in question.continuations.iter().enumerate() {
+                    say!("{} {option:?}", if index == question.answer { "*" } else { "-" })?;
+                }
+            }
+            continue;
+        }
+        adjust(task.as_mut(), args)?;
+        let Rows { rows, shots, .. } = read(args, task.as_ref())?;
+        let evaluation = Evaluation::prepare(task.as_ref(), &rows, &shots, &args.selection(), None)?;
+        for (row, turns) in evaluation.prompts() {
+            let prompt = text.rendered(&messages(turns))?;
+            let tokens = text.tokenizer.encode(&prompt, false)?.len();
+            say!("### {} row {row}, {tokens} tokens\n{prompt}", task.name())?;
+        }
+    }
+    Ok(())
+}
+
+/// What the flags change of a task.
+fn adjust(task: &mut dyn Task, args: &EvalArgs) -> Result<(), CliError> {
+    if let Some(tokens) = args.max_tokens {
+        task.set_max_new_tokens(tokens);
+    }
+    if let Some(shots) = args.shots {
+        task.set_shots(shots)?;
+    }
+    Ok(())
+}
+
+struct Rows {
+    rows: Vec<Row>,
+    shots: Vec<Row>,
+    /// What they were read from.
+    files: Vec<SourceFile>,
+}
+
+/// The rows of a task and those its shots come from. Another number of rows than published is refused where all were asked
+/// for, and else said.
+fn read(args: &EvalArgs, task: &dyn Task) -> Result<Rows, CliError> {
+    let (rows, mut files) = read_split(&args.data, task, task.split())?;
+    if let Err(error) = check_count(task, rows.len()) {
+        if !args.any_row_count && args.selection() == Selection::default() {
+            return Err(error.into());
+        }
+        tracing::warn!("{error}");
+    }
+    let mut shots = Vec::new();
+    if task.shots() > 0 && task.shot_rows() != Some(0) {
+        let (read, from) = read_split(&args.data, task, task.shot_split())?;
+        shots = read;
+        files.extend(from);
+        files.dedup();
+    }
+    Ok(Rows { rows, shots, files })
+}
+
+/// The numbers to stand beside ours.
+fn published(scoring: &ScoringArgs) -> Result<Option<Published>, CliError> {
+    Ok(scoring.published.as_deref().map(Published::open).transpose()?)
+}
+
+/// Tokens of a prompt and its reference answer.
+pub(crate) fn length(text: &Text, turns: &[Turn], solution: &str) -> Result<RowLength, BoxError> {
+    Ok(RowLength {
+        prompt: text.prompt(&messages(turns))?.len(),
+        solution: text.tokenizer.encode(solution, false)?.len(),
+    })
+}

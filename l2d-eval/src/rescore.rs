@@ -1,0 +1,96 @@
+//! Judging completions that were generated earlier: no model needed.
+
+use std::collections::BTreeSet;
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use crate::error::{Error, Result};
+use crate::journal::Record;
+use crate::rows::Row;
+use crate::runner::{RowCounts, RunResult, RunSettings, Sample};
+use crate::task::Task;
+
+/// One run of a journal, judged anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rescored {
+    /// The settings of its completions; the batch size is not known and given as 1.
+    pub settings: RunSettings,
+    /// Its samples.
+    pub result: RunResult,
+}
+
+/// Judges all completions of a journal by the task as it is now, settings and seeds apart, in the order they were first used.
+/// Rows are found by number and must ask what the journal says was asked; rows without a completion are only counted.
+/// `path` is the journal's, for errors.
+///
+/// # Errors
+/// [`Error::JournalMismatch`] where a sample is another task's or another row's; what judging says.
+pub fn rescore(
+    task: &dyn Task,
+    rows: &[Row],
+    records: &[Record],
+    path: &std::path::Path,
+) -> Result<(Vec<Rescored>, RowCounts)> {
+    let judged: Vec<Result<(&Record, Sample)>> = records
+        .par_iter()
+        .map(|record| {
+            let mismatch = |reason: String| Error::JournalMismatch {
+                path: path.to_path_buf(),
+                row: record.row,
+                sample: record.sample,
+                reason,
+            };
+            if record.task != task.name() {
+                return Err(mismatch(format!("it is of task `{}`, not `{}`", record.task, task.name())));
+            }
+            let row = rows.get(record.row);
+            let row = row.ok_or_else(|| mismatch(format!("the split has only {} rows", rows.len())))?;
+            let problem = task.problem(row)?;
+            if problem.question != record.question {
+                return Err(mismatch(format!("{} asks something else than it answers", row.origin())));
+            }
+            let scores = task.score(&problem, &record.completion.text)?;
+            let completion = record.completion.clone();
+            let (row, sample, seconds) = (record.row, record.sample, record.seconds);
+            Ok((record, Sample { row, sample, completion, scores, seconds, resumed: true }))
+        })
+        .collect();
+    let mut runs: Vec<Rescored> = Vec::new();
+    let mut asked = BTreeSet::new();
+    for judged in judged {
+        let (record, sample) = judged?;
+        asked.insert(sample.row);
+        let same = |run: &&mut Rescored| {
+            run.settings.seed == record.seed && run.settings.generation == record.settings
+        };
+        let run = match runs.iter_mut().find(same) {
+            Some(run) => run,
+            None => {
+                let settings = RunSettings {
+                    samples: 1,
+                    batch_size: 1,
+                    seed: record.seed,
+                    generation: record.settings.clone(),
+                };
+                let result = RunResult { samples: Vec::new(), interrupted: false };
+                runs.push(Rescored { settings, result });
+                runs.last_mut().expect("one was just pushed")
+            }
+        };
+        run.settings.samples = run.settings.samples.max(sample.sample + 1);
+        run.result.samples.push(sample);
+    }
+    for run in &mut runs {
+        run.result.samples.sort_by_key(|sample| (sample.row, sample.sample));
+        // A run that was called off, or a part of a split's: some questions have fewer samples than others.
+        run.result.interrupted = run.result.samples.len() != asked.len() * run.settings.samples;
+    }
+    let counts = RowCounts {
+        in_split: rows.len(),
+        official: task.official_rows(),
+        rows: rows.len(),
+        questions: asked.len(),
+        ..RowCounts::default()
+    };
+    Ok((runs, counts))
+}
