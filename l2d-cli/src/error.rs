@@ -21,6 +21,9 @@ pub(crate) enum CliError {
     /// Scoring.
     #[error(transparent)]
     Eval(#[from] l2d_eval::Error),
+    /// Running programs that a model wrote.
+    #[error(transparent)]
+    Sandbox(#[from] l2d_sandbox::Error),
     /// A file of the command's own.
     #[error("{path}: {source}")]
     Io {
@@ -99,7 +102,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Interrupted => ExitCode::from(130),
-            Self::Usage(_) | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => {
+            Self::Usage(_) | Self::Sandbox(l2d_sandbox::Error::Mode(_)) | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => {
                 ExitCode::from(2)
             }
             _ => ExitCode::FAILURE,

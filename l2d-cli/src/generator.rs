@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_eval::task::Turn;
-use l2d_eval::{BoxError, Completion, FinishReason, GenerateRequest, Generator};
-use l2d_infer::decode::{self, Beam, Decoder, Generation, GenerationParams, Hooks, Request, Search};
+use l2d_eval::{BoxError, Completion, FinishReason, GenerateRequest, Generator, Guessed};
+use l2d_infer::decode::{self, Beam, Decoder, Event, Generation, GenerationParams, Guess, Hooks, Request, Search};
 use l2d_infer::sampler::SamplingParams;
 
 use crate::error::CliError;
@@ -21,6 +21,8 @@ pub(crate) struct ModelGenerator<'a, B: Backend> {
     pub(crate) sampling: SamplingParams,
     /// In the place of sampling.
     pub(crate) beam: Option<Beam>,
+    /// Keep what the answers were along the diffusion's time.
+    pub(crate) along: bool,
     pub(crate) cancel: &'a AtomicBool,
     /// Threads to decode a batch in, at most.
     pub(crate) threads: usize,
@@ -58,6 +60,11 @@ pub(crate) fn messages(turns: &[Turn]) -> Vec<Message> {
 /// Sequences a thread should have at least: below, the products are too thin to be worth a pass over the weights.
 const ROWS_PER_THREAD: usize = 16;
 
+/// What was guessed on the way to each token of a sequence.
+type Guesses = Vec<Vec<Guess>>;
+/// A sequence with them.
+type Decoded = (decode::Completion, Guesses);
+
 /// The chosen hypothesis of a search, at the cost of all. Of one that was called off it is no result.
 fn chosen(search: Search) -> decode::Completion {
     let Search { mut hypotheses, chosen, interrupted, evaluations, passes, .. } = search;
@@ -69,22 +76,15 @@ fn chosen(search: Search) -> decode::Completion {
 impl<B: Backend> ModelGenerator<'_, B> {
     /// Decodes a batch in as many threads as it feeds. A sequence's tokens depend on its own number alone, not on what it
     /// is decoded beside.
-    fn decode(&self, prompts: &[Request], generation: &Generation) -> l2d_infer::Result<Vec<decode::Completion>> {
-        let decode = |prompts: &[Request]| {
-            if let Some(beam) = &self.beam {
-                let found = self.decoder.search(prompts, generation, beam, Some(self.text), Some(self.cancel))?;
-                return Ok(found.into_iter().map(chosen).collect());
-            }
-            let hooks = Hooks { text: Some(self.text), cancel: Some(self.cancel), ..Hooks::default() };
-            self.decoder.generate(prompts, generation, hooks)
-        };
+    fn decode(&self, prompts: &[Request], generation: &Generation) -> l2d_infer::Result<Vec<Decoded>> {
         let threads = self.threads.min(prompts.len() / ROWS_PER_THREAD).max(1);
         if threads == 1 {
-            return decode(prompts);
+            return self.decode_together(prompts, generation);
         }
         let share = prompts.len().div_ceil(threads);
         let parts: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> = prompts.chunks(share).map(|part| scope.spawn(move || decode(part))).collect();
+            let start = |part| scope.spawn(move || self.decode_together(part, generation));
+            let running: Vec<_> = prompts.chunks(share).map(start).collect();
             running.into_iter().map(|thread| thread.join()).collect()
         });
         let mut completions = Vec::with_capacity(prompts.len());
@@ -92,6 +92,44 @@ impl<B: Backend> ModelGenerator<'_, B> {
             completions.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
         Ok(completions)
+    }
+
+    fn decode_together(&self, prompts: &[Request], generation: &Generation) -> l2d_infer::Result<Vec<Decoded>> {
+        if let Some(beam) = &self.beam {
+            let found = self.decoder.search(prompts, generation, beam, Some(self.text), Some(self.cancel))?;
+            return Ok(found.into_iter().map(|found| (chosen(found), Guesses::new())).collect());
+        }
+        let mut guessed = vec![Guesses::new(); prompts.len()];
+        let mut keep = |event: Event<'_>| {
+            if let Event::Token { request, guesses, .. } = event {
+                guessed[request].push(guesses.to_vec());
+            }
+        };
+        let on_event: Option<&mut dyn FnMut(Event<'_>)> = if self.along { Some(&mut keep) } else { None };
+        let hooks = Hooks {
+            text: Some(self.text),
+            cancel: Some(self.cancel),
+            guesses: self.along,
+            on_event,
+            ..Hooks::default()
+        };
+        let completions = self.decoder.generate(prompts, generation, hooks)?;
+        Ok(completions.into_iter().zip(guessed).collect())
+    }
+
+    /// What the answer was at each time of the grid. An adaptive solver has no common times: then nothing is kept.
+    fn along(&self, tokens: &[u32], guesses: &Guesses) -> Result<Vec<Guessed>, CliError> {
+        let times: Vec<f64> = guesses.first().into_iter().flatten().map(|guess| guess.t).collect();
+        let common = guesses.iter().all(|guesses| guesses.iter().map(|guess| guess.t).eq(times.iter().copied()));
+        if !common {
+            return Ok(Vec::new());
+        }
+        let at = |(place, t): (usize, &f64)| {
+            let guessed: Vec<u32> = guesses.iter().map(|guesses| guesses[place].token).collect();
+            let agreeing = guessed.iter().zip(tokens).filter(|(guess, token)| guess == token).count();
+            Ok(Guessed { t: *t, text: self.text.tokenizer.decode(&guessed, true)?, agreeing })
+        };
+        times.iter().enumerate().map(at).collect()
     }
 }
 
@@ -112,11 +150,10 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
             stop_tokens: self.text.stop_tokens.clone(),
             stop_strings: first.stop_strings.clone(),
         };
-        let completions = self.decode(&prompts, &generation.check()?)?;
-        Ok(completions
-            .into_iter()
-            .zip(&prompts)
-            .map(|(completion, prompt)| Completion {
+        let decoded = self.decode(&prompts, &generation.check()?)?;
+        let completion = |((completion, guesses), prompt): (Decoded, &Request)| {
+            Ok(Completion {
+                along: if self.along { self.along(&completion.tokens, &guesses)? } else { Vec::new() },
                 text: completion.text,
                 tokens: completion.tokens.len(),
                 prompt_tokens: prompt.tokens.len(),
@@ -128,6 +165,7 @@ impl<B: Backend> Generator for ModelGenerator<'_, B> {
                     decode::FinishReason::Cancelled => FinishReason::Cancelled,
                 },
             })
-            .collect())
+        };
+        decoded.into_iter().zip(&prompts).map(completion).collect()
     }
 }

@@ -25,6 +25,10 @@ use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
 
 fn main() -> ExitCode {
+    // Started by itself to build a cell for a program: at once, before there are threads.
+    if std::env::args_os().nth(1).is_some_and(|first| first == commands::eval::tools::AGAIN) {
+        return l2d_sandbox::enter();
+    }
     let cli = Cli::parse();
     set_up_logging(cli.verbose);
     match run(cli) {

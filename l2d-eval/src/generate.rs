@@ -41,8 +41,20 @@ pub enum FinishReason {
     Cancelled,
 }
 
+/// What a completion would have been, had every token been taken at one time of its diffusion, each after the tokens that
+/// were really emitted before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Guessed {
+    /// The diffusion time, in [0, 1).
+    pub t: f64,
+    /// The text.
+    pub text: String,
+    /// Tokens that are those emitted in the end.
+    pub agreeing: usize,
+}
+
 /// A completion.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Its text, without stop token and stop string.
     pub text: String,
@@ -54,6 +66,9 @@ pub struct Completion {
     pub evaluations: usize,
     /// Why it ended.
     pub finish: FinishReason,
+    /// What it was along the diffusion's time, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub along: Vec<Guessed>,
 }
 
 /// A decoder, as the harness sees it.

@@ -228,7 +228,7 @@ mod tests {
                 tokens: 4,
                 prompt_tokens: 9,
                 evaluations: 60,
-                finish: FinishReason::EndOfTurn,
+                finish: FinishReason::EndOfTurn, along: Vec::new(),
             },
             scores: Scores::new(),
             likelihoods: None,

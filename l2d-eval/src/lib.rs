@@ -13,7 +13,7 @@
 //! let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::default(), None)?;
 //! let mut always_two = |requests: &[GenerateRequest]| -> Result<Vec<Completion>, BoxError> {
 //!     let completion =
-//!         Completion { text: "=2".into(), tokens: 3, prompt_tokens: 4, evaluations: 45, finish: FinishReason::EndOfTurn };
+//!         Completion { text: "=2".into(), tokens: 3, prompt_tokens: 4, evaluations: 45, finish: FinishReason::EndOfTurn, along: Vec::new() };
 //!     Ok(vec![completion; requests.len()])
 //! };
 //! let settings = RunSettings { samples: 1, batch_size: 8, seed: 0, generation: serde_json::json!({"steps": 15}) };
@@ -43,7 +43,7 @@ mod write;
 
 pub use code::{CodeRunner, CodeVerdict, Tools};
 pub use error::{BoxError, Error, Result};
-pub use generate::{Completion, FinishReason, GenerateRequest, Generator};
+pub use generate::{Completion, FinishReason, GenerateRequest, Generator, Guessed};
 pub use journal::Journal;
 pub use rescore::{Rescored, rescore};
 pub use runner::{Evaluation, LengthLimit, Progress, RowLength, RunResult, RunSettings, Sample, Scoring};

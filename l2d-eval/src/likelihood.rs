@@ -234,6 +234,7 @@ impl<'t> LikelihoodEvaluation<'t> {
                     sample: 0,
                     completion: record.completion.clone(),
                     scores: record.scores.clone(),
+                    along: Vec::new(),
                     seconds: record.seconds,
                     resumed: true,
                 }),
@@ -262,6 +263,7 @@ impl<'t> LikelihoodEvaluation<'t> {
                     sample: 0,
                     completion: record.completion.clone(),
                     scores: record.scores.clone(),
+                    along: Vec::new(),
                     seconds,
                     resumed: false,
                 });
@@ -314,6 +316,7 @@ impl<'t> LikelihoodEvaluation<'t> {
                 prompt_tokens: scored.context_tokens,
                 evaluations: scored.options.iter().map(|option| option.tokens).sum(),
                 finish: FinishReason::EndOfTurn,
+                along: Vec::new(),
             },
             scores,
             likelihoods: Some(likelihoods),

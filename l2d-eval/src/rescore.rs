@@ -7,7 +7,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use crate::error::{Error, Result};
 use crate::journal::Record;
 use crate::rows::Row;
-use crate::runner::{RowCounts, RunResult, RunSettings, Sample};
+use crate::runner::{RowCounts, RunResult, RunSettings, Sample, judge};
 use crate::task::Task;
 
 /// One run of a journal, judged anew.
@@ -49,10 +49,10 @@ pub fn rescore(
             if problem.question != record.question {
                 return Err(mismatch(format!("{} asks something else than it answers", row.origin())));
             }
-            let scores = task.score(&problem, &record.completion.text)?;
+            let (scores, along) = judge(task, &problem, &record.completion)?;
             let completion = record.completion.clone();
             let (row, sample, seconds) = (record.row, record.sample, record.seconds);
-            Ok((record, Sample { row, sample, completion, scores, seconds, resumed: true }))
+            Ok((record, Sample { row, sample, completion, scores, along, seconds, resumed: true }))
         })
         .collect();
     let mut runs: Vec<Rescored> = Vec::new();

@@ -112,6 +112,8 @@ pub struct Sample {
     pub completion: Completion,
     /// How it was judged.
     pub scores: Scores,
+    /// How what it was along the diffusion's time was judged, as [`Completion::along`] has it.
+    pub along: Vec<Scores>,
     /// Its share of its batch's wall-clock seconds.
     pub seconds: f64,
     /// Whether it comes from the journal.
@@ -340,19 +342,19 @@ impl<'t> Evaluation<'t> {
         finished
             .into_par_iter()
             .map(|(question, record)| {
-                let scores = if self.task.scoring_is_costly() && !record.scores.is_empty() {
-                    record.scores
-                } else {
-                    self.scores(question, &record.completion, scoring)?
-                };
-                Ok(Sample {
-                    row: record.row,
-                    sample: record.sample,
-                    completion: record.completion,
-                    scores,
-                    seconds: record.seconds,
-                    resumed: true,
-                })
+                if self.task.scoring_is_costly() && !record.scores.is_empty() && record.completion.along.is_empty() {
+                    return Ok(Sample {
+                        row: record.row,
+                        sample: record.sample,
+                        completion: record.completion,
+                        scores: record.scores,
+                        along: Vec::new(),
+                        seconds: record.seconds,
+                        resumed: true,
+                    });
+                }
+                let sample = self.judge(question, record.sample, record.completion, record.seconds, scoring)?;
+                Ok(Sample { resumed: true, ..sample })
             })
             .collect()
     }
@@ -384,13 +386,6 @@ impl<'t> Evaluation<'t> {
         }
     }
 
-    fn scores(&self, question: &Question, completion: &Completion, scoring: Scoring) -> Result<Scores> {
-        match scoring {
-            Scoring::Now => self.task.score(&question.problem, &completion.text),
-            Scoring::Later => Ok(Scores::new()),
-        }
-    }
-
     fn judge(
         &self,
         question: &Question,
@@ -399,8 +394,11 @@ impl<'t> Evaluation<'t> {
         seconds: f64,
         scoring: Scoring,
     ) -> Result<Sample> {
-        let scores = self.scores(question, &completion, scoring)?;
-        Ok(Sample { row: question.row, sample, completion, scores, seconds, resumed: false })
+        let (scores, along) = match scoring {
+            Scoring::Now => judge(self.task, &question.problem, &completion)?,
+            Scoring::Later => (Scores::new(), Vec::new()),
+        };
+        Ok(Sample { row: question.row, sample, completion, scores, along, seconds, resumed: false })
     }
 
     fn record(&self, question: &Question, settings: &RunSettings, sample: &Sample, key: &str) -> Record {
@@ -428,4 +426,10 @@ impl<'t> Evaluation<'t> {
             Some(Judged { question: sample.row, correct: score.correct })
         }))
     }
+}
+
+/// Judges a completion, and what it was along the diffusion's time.
+pub(crate) fn judge(task: &dyn Task, problem: &Problem, completion: &Completion) -> Result<(Scores, Vec<Scores>)> {
+    let along = completion.along.iter().map(|guessed| task.score(problem, &guessed.text)).collect::<Result<_>>()?;
+    Ok((task.score(problem, &completion.text)?, along))
 }

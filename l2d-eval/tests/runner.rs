@@ -58,7 +58,7 @@ impl Generator for Scripted {
                 tokens: 5,
                 prompt_tokens: 6,
                 evaluations: 70,
-                finish: FinishReason::EndOfTurn,
+                finish: FinishReason::EndOfTurn, along: Vec::new(),
             }
         };
         Ok(requests.iter().map(answer).collect())
@@ -306,7 +306,8 @@ fn the_report_as_markdown() {
     |    15 | 90.0 ± 10.0 |    100.0 |      10 |             14.00 |     10.0 |
 
     10 of 10 rows asked; 0 shots, at most 128 new tokens; prompts ce759156b2691a64f38c068157aab553.
-    ± is the standard error, clustered by question. accuracy: the worked solution's final number, compared as numbers. evaluations/token: the closing one and that of the plain LM at t = 0 included.
+    Profile `exact` quotes accuracy. ± is the standard error, clustered by question. accuracy (exact): the worked solution's final number, compared as numbers. evaluations/token: the closing one and that of the plain LM at t = 0 included.
+    L2D at 15 steps, seed 7 − L2D at 1 step, seed 7: +30.0 points ± 15.3 (95 %: +0.1 to +59.9), better on 3 and worse on 0 of 10 questions.
     ");
 }
 

@@ -115,6 +115,11 @@ pub(crate) struct EvalArgs {
     #[arg(long, conflicts_with_all = ["steps", "repeats", "predict_only", "adapter"], help_heading = "Questions")]
     pub(crate) likelihood: bool,
 
+    /// Also score what the answers were along the diffusion's time: each token as it was guessed at t, after the tokens that
+    /// were emitted.
+    #[arg(long, requires = "adapter", conflicts_with = "beams", help_heading = "Scores")]
+    pub(crate) along_t: bool,
+
     /// Print what is asked and stop.
     #[arg(long, help_heading = "Questions")]
     pub(crate) write_out: bool,
@@ -145,6 +150,10 @@ pub(crate) struct ScoringArgs {
     /// or off (on this machine, as you: only for programs you would start by hand).
     #[arg(long, value_name = "MODE", default_value = "required", help_heading = "Scores")]
     pub(crate) sandbox: String,
+
+    /// The python3 that runs them [default: the first in PATH, else the system's, that the sandbox can use].
+    #[arg(long, value_name = "FILE", help_heading = "Scores")]
+    pub(crate) python: Option<PathBuf>,
 
     /// TOML file of published numbers to stand in a column beside these.
     #[arg(long, value_name = "FILE", help_heading = "Scores")]

@@ -252,6 +252,7 @@ impl<B: Backend> Session<'_, B> {
             text: &self.text,
             sampling,
             beam: None,
+            along: false,
             cancel: self.cancel,
             threads: self.backend.decode_threads(),
         };

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::generate::FinishReason;
-use crate::metric::{PairedDifference, PassAtK, Proportion};
+use crate::metric::{Judged, PairedDifference, PassAtK, Proportion};
 use crate::rows::SourceFile;
 use crate::runner::{RowCounts, RunResult, RunSettings, Sample};
 use crate::task::{Profile, Task};
@@ -173,6 +173,9 @@ pub struct RunReport {
     /// empty for one sample a question.
     #[serde(default)]
     pub pass_at_k: Vec<PassAtK>,
+    /// What the answers were along the diffusion's time, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub along: Vec<AlongTime>,
     /// Samples in which an answer was found, over all samples.
     pub format_rate: f64,
     /// Samples cut off at the most tokens, over all samples.
@@ -189,6 +192,36 @@ pub struct RunReport {
     pub evaluations: usize,
     /// The same for one token.
     pub evaluations_per_token: Option<f64>,
+}
+
+/// The answers at one time of the diffusion, each token taken there after the tokens that were really emitted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AlongTime {
+    /// The time, in [0, 1).
+    pub t: f64,
+    /// Right answers, by the metric to quote.
+    pub score: Proportion,
+    /// Tokens that are those emitted in the end, over all tokens.
+    pub agreement: f64,
+}
+
+/// The answers at each time that all samples have.
+fn along(samples: &[Sample], headline: &str) -> Vec<AlongTime> {
+    let times = samples.iter().map(|sample| sample.along.len()).min().unwrap_or(0);
+    let at = |place: usize| {
+        let judged = samples.iter().filter_map(|sample| {
+            let score = sample.along[place].get(headline)?;
+            Some(Judged { question: sample.row, correct: score.correct })
+        });
+        let agreeing: usize = samples.iter().map(|sample| sample.completion.along[place].agreeing).sum();
+        let tokens: usize = samples.iter().map(|sample| sample.completion.tokens).sum();
+        Some(AlongTime {
+            t: samples.first()?.completion.along[place].t,
+            score: Proportion::of(judged)?,
+            agreement: agreeing as f64 / tokens.max(1) as f64,
+        })
+    };
+    (0..times).filter_map(at).collect()
 }
 
 impl RunReport {
@@ -228,6 +261,7 @@ impl RunReport {
                 .into_iter()
                 .filter_map(|k| PassAtK::of(result.judged(headline), k))
                 .collect(),
+            along: along(samples, headline),
             format_rate: rate(samples.iter().filter(answered).count()),
             cut_off_rate: rate(samples.iter().filter(|s| s.completion.finish == FinishReason::MaxTokens).count()),
             tokens,

@@ -77,7 +77,7 @@ const METRICS: &[Metric] = &[
     Metric::new(
         "stated",
         Profile::Harness,
-        "the last letter after `answer is`, as lm-evaluation-harness reads MMLU-Pro",
+        "the first letter after `answer is`, as lm-evaluation-harness reads MMLU-Pro",
     ),
 ];
 
@@ -87,7 +87,7 @@ impl Task for MultipleChoice {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn data_set(&self) -> Option<DataSet> {
@@ -206,10 +206,15 @@ fn letter_alone(labels: &[String], text: &str) -> Option<String> {
     labels.iter().find(|label| *label == bare).cloned()
 }
 
+/// lm-evaluation-harness's filter for MMLU-Pro, which takes any letter up to J whatever the options are, and the beginning of a
+/// word for one; and this row's labels, where they are no letters.
 fn stated_letter(labels: &[String], text: &str) -> Option<String> {
-    let any: Vec<String> = labels.iter().map(|label| regex::escape(label)).collect();
-    let pattern = Regex::new(&format!(r"answer is \(?({})\b\)?", any.join("|"))).ok()?;
-    pattern.captures_iter(text).last().map(|found| found[1].to_owned())
+    let mut any = "[A-J]".to_owned();
+    for label in labels.iter().filter(|label| !matches!(label.as_bytes(), [b'A'..=b'J'])) {
+        any = format!("{any}|{}", regex::escape(label));
+    }
+    let pattern = Regex::new(&format!(r"answer is \(?({any})\)?")).ok()?;
+    pattern.captures(text).map(|found| found[1].to_owned())
 }
 
 #[cfg(test)]
@@ -228,8 +233,8 @@ mod tests {
             (" (C).", "CC-"),
             ("The answer is (D).", "D-D"),
             ("A bird in the hand: the answer is C", "A-C"),
-            ("the answer is Cats", "---"),
-            ("answer is A, no, the answer is B", "A-B"),
+            ("the answer is Cats", "--C"),
+            ("answer is A, no, the answer is B", "A-A"),
             ("", "---"),
             ("E", "---"),
         ] {

@@ -51,7 +51,7 @@ mod tests {
         guided["class"] = json!("math");
         guided["beam"] = json!(BeamParams { hypotheses: 4, ..BeamParams::default() });
         assert_eq!(named(guided), RunLabel { series: "L2D, 4 beams".into(), steps: 15, guidance: Some(2.0) });
-        let solver = AdaptiveSolver::DormandPrince5;
+        let solver = AdaptiveSolver::Dopri5;
         let adaptive = Some(AdaptiveSteps { solver, tolerance: AdaptiveParams::default(), as_reference: None });
         let params = DiffusionParams { adaptive, ..DiffusionParams::default() };
         let adaptive = named(json!({ "model": {"adapter": "ab"}, "diffusion": params }));

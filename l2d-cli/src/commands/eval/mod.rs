@@ -5,7 +5,7 @@ mod identity;
 mod label;
 mod likelihood;
 mod outputs;
-mod tools;
+pub(crate) mod tools;
 
 use std::sync::atomic::AtomicBool;
 
@@ -181,6 +181,7 @@ fn decode<B: Backend>(
         guide: guide.clone(),
         sampling: point.decode.sampling_for(task.temperature()),
         beam,
+        along: settings.generation.get("along_t").is_some(),
         cancel,
         threads: backend.decode_threads(),
     };
@@ -213,6 +214,9 @@ fn generation(
         generation["class"] = json!(class);
     } else if guide.by_task() {
         generation["class"] = json!("the task's");
+    }
+    if args.along_t && point.budget != Budget::Evaluations(1) {
+        generation["along_t"] = json!(true);
     }
     if let Some(beam) = beam {
         generation["beam"] = json!(beam);

@@ -1,8 +1,11 @@
 //! Tasks with what they need beside rows: a cell for the programs that models write.
 
+use std::sync::Arc;
+
 use l2d_eval::tasks::by_name;
-use l2d_eval::{Task, Tools};
-use serde_json::Value;
+use l2d_eval::{BoxError, CodeRunner, CodeVerdict, Task, Tools};
+use l2d_sandbox::{Launcher, Limits, Mode, Sandbox, Verdict};
+use serde_json::{Value, json};
 
 use crate::args::ScoringArgs;
 use crate::error::CliError;
@@ -14,11 +17,48 @@ pub(super) struct Equipped {
     pub(super) environment: Value,
 }
 
+/// The argument by which this program, started again, knows that it is to build a cell.
+pub(crate) const AGAIN: &str = "__sandbox";
+
+/// The sandbox, as the harness asks for it.
+struct Cell(Sandbox);
+
+impl CodeRunner for Cell {
+    fn run(&self, program: &str) -> Result<CodeVerdict, BoxError> {
+        Ok(match self.0.run(program)?.verdict {
+            Verdict::Passed => CodeVerdict::Passed,
+            Verdict::Failed { error } => CodeVerdict::Failed(error),
+            Verdict::TimedOut => CodeVerdict::Failed("timed out".to_owned()),
+            Verdict::OutOfMemory => CodeVerdict::Failed("out of memory".to_owned()),
+            Verdict::Forged => CodeVerdict::Failed("forged its success".to_owned()),
+        })
+    }
+}
+
 /// The tasks by name, those whose answers are programs with a sandbox; without one where nothing is `scored`.
 pub(super) fn with_sandbox(names: &[String], scoring: &ScoringArgs, scored: bool) -> Result<Equipped, CliError> {
+    let mode: Mode = scoring.sandbox.parse()?;
     let bare: Vec<_> = names.iter().map(|name| by_name(name, &Tools::default())).collect::<Result<_, _>>()?;
     if !scored || !bare.iter().any(|task| task.scoring_is_costly()) {
         return Ok(Equipped { tasks: bare, environment: Value::Null });
     }
-    Err(CliError::Usage(format!("--sandbox {}: not built in yet", scoring.sandbox)))
+    let limits = Limits::default();
+    let python = scoring.python.as_deref();
+    let sandbox = Sandbox::new(mode, limits.clone(), Launcher::current_exe([AGAIN])?, python)?;
+    if mode != Mode::Required {
+        let open = match mode {
+            Mode::Off => "are NOT in a sandbox: they can do whatever you can".to_owned(),
+            _ => format!("are in as much of a sandbox as this system has: {:?}", sandbox.layers()),
+        };
+        eprintln!("warning: --sandbox {mode}: programs that the model writes {open}");
+    }
+    let environment = json!({
+        "sandbox": mode,
+        "layers": sandbox.layers(),
+        "limits": limits,
+        "python": sandbox.python_version(),
+    });
+    let tools = Tools { code: Some(Arc::new(Cell(sandbox))) };
+    let tasks = names.iter().map(|name| by_name(name, &tools)).collect::<Result<_, _>>()?;
+    Ok(Equipped { tasks, environment })
 }

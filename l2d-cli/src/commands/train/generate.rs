@@ -93,6 +93,7 @@ impl<M, B: Backend> Answers<'_, M, B> {
                 guide: Guide::All(None),
                 sampling: SamplingParams::default(),
                 beam: None,
+                along: false,
                 cancel: self.cancel,
                 threads: self.backend.decode_threads(),
             };

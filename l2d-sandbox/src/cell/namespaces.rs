@@ -1,0 +1,68 @@
+//! New namespaces, and what is in them.
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::unistd::{Gid, Uid, getegid, geteuid, setgroups, setresgid, setresuid};
+
+use super::Missing;
+use crate::orders::Orders;
+
+/// Nobody, inside and, where root starts the cell, outside.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// Enters new namespaces as nobody.
+pub(super) fn enter() -> Result<(), Missing> {
+    let missing = Missing::of("namespaces");
+    if geteuid().is_root() {
+        // Root's processes are not counted, and its files are its own: it becomes nobody outside as well.
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setgroups(&[]).map_err(&missing)?;
+        setresgid(group, group, group).map_err(&missing)?;
+        setresuid(user, user, user).map_err(&missing)?;
+        // After that the kernel hides this process from itself, and the maps below could not be written.
+        prctl::set_dumpable(true).map_err(&missing)?;
+    }
+    let (user, group) = (geteuid(), getegid());
+    unshare(
+        CloneFlags::CLONE_NEWUSER
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS,
+    )
+    .map_err(&missing)?;
+    for (file, content) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{NOBODY} {user} 1")),
+        ("gid_map", format!("{NOBODY} {group} 1")),
+    ] {
+        std::fs::write(format!("/proc/self/{file}"), content).map_err(|error| Missing {
+            layer: "namespaces",
+            reason: format!("/proc/self/{file}: {error}"),
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the first process's file system and host name its own.
+pub(super) fn furnish(orders: &Orders) -> Result<(), Missing> {
+    if orders.layers.namespaces {
+        let missing = Missing::of("namespaces");
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(&missing)?;
+        match nix::unistd::sethostname("cell") {
+            Ok(()) | Err(Errno::EPERM) => {}
+            Err(errno) => return Err(missing(errno)),
+        }
+    }
+    if orders.layers.private_folder {
+        let options = format!("size={},mode=700", orders.limits.file_size);
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), &orders.folder, Some("tmpfs"), flags, Some(options.as_str()))
+            .map_err(Missing::of("the private folder"))?;
+    }
+    Ok(())
+}
