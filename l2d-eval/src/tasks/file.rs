@@ -164,6 +164,8 @@ impl FileTask {
         };
         let mut templates = Environment::new();
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
+        // Python's methods of strings and lists, as in the harness's own templates.
+        templates.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // A template means every character it has: MBPP's prompts, for one, end with a newline.
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
         templates.set_syntax(syntax.map_err(|error| bad(error.to_string()))?);

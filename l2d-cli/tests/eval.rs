@@ -1,0 +1,311 @@
+//! `l2d eval` as a person meets it: parts of a run, scoring again, comparing, programs, and what is refused.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::{Value, json};
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny")
+}
+
+fn l2d() -> Command {
+    let mut command = Command::cargo_bin("l2d").expect("built");
+    command.env_remove("RUST_LOG").timeout(Duration::from_secs(300));
+    command
+}
+
+/// Problems of the embedded model's kind as `test.jsonl`.
+fn problems(folder: &Path, count: u32) {
+    let rows: String = (0..count)
+        .map(|i| (100 + 37 * i, 11 + 5 * i))
+        .map(|(a, b)| format!("{{\"question\":\"{a}*{b}\",\"answer\":\"{a}*{b}={}\"}}\n", a * b))
+        .collect();
+    std::fs::write(folder.join("test.jsonl"), rows).expect("written");
+}
+
+fn eval(folder: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = l2d();
+    command.arg("eval").arg("--model").arg(tiny()).args(["--tasks", "arithmetic", "--max-tokens", "56"]);
+    command.arg("--data").arg(folder).arg("--out").arg(folder.join(out)).args(more);
+    command
+}
+
+fn on(folder: &Path, what: &str, at: &[&str], more: &[&str]) -> Command {
+    let mut command = l2d();
+    command.args(["eval", what]);
+    command.args(at.iter().map(|part| folder.join(part)));
+    command.args(more);
+    command
+}
+
+fn report(folder: &Path, task: &str) -> Value {
+    let path = folder.join(format!("{task}.json"));
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).expect("json")
+}
+
+#[test]
+fn parts_merge_into_the_whole_and_answers_are_scored_again_without_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 9);
+    let data = at.to_str().expect("text");
+    let grid = ["--steps", "1", "--seeds", "3,4", "--batch-size", "4"];
+    let whole = eval(at, "whole", &grid).assert().success();
+    whole.stdout(contains("| seed |").and(contains("base at 1 step, seed 4 − base at 1 step, seed 3")));
+    for part in ["1/2", "2/2"] {
+        let out = format!("part-{}", &part[..1]);
+        eval(at, &out, &[&grid[..], &["--shard", part]].concat()).assert().success();
+    }
+    let merge = ["--out", &format!("{data}/merged"), "--data", data];
+    on(at, "merge", &["part-1", "part-2"], &merge).assert().success().stdout(contains("9 of 9 rows asked"));
+    on(at, "merge", &["part-1", "part-2"], &merge).assert().code(2).stderr(contains("is there already"));
+    let (merged, whole) = (report(&at.join("merged"), "arithmetic"), report(&at.join("whole"), "arithmetic"));
+    for run in 0..2 {
+        assert_eq!(merged["runs"][run]["metrics"], whole["runs"][run]["metrics"]);
+        assert_eq!(merged["runs"][run]["interrupted"], false);
+    }
+    assert_eq!(merged["results"]["arithmetic@steps=1,seed=4"], whole["results"]["arithmetic@steps=1,seed=4"]);
+
+    // Kept now, scored later.
+    let kept = eval(at, "kept", &[&grid[..], &["--predict-only"]].concat()).assert().success();
+    kept.stdout(contains("18 answers in").and(contains("l2d eval rescore")));
+    assert!(!at.join("kept/arithmetic.json").exists());
+    on(at, "compare", &["kept", "whole"], &["--metric", "accuracy"]).assert().code(2).stderr(contains("rescore"));
+    on(at, "rescore", &["kept"], &["--data", data]).assert().success().stdout(contains("9 of 9 rows asked"));
+    assert_eq!(report(&at.join("kept"), "arithmetic")["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
+    for extension in ["md", "csv", "json"] {
+        assert!(at.join(format!("kept/arithmetic.{extension}")).exists(), "{extension}");
+    }
+
+    // Question by question, and over other questions not at all.
+    let compare = on(at, "compare", &["whole", "merged"], &[]).assert().success();
+    compare.stdout(contains("whole/base at 1, seed 3 − merged/base at 1, seed 3: +0.0 points"));
+    let differ = on(at, "compare", &["whole", "part-1"], &[]).assert().failure();
+    differ.stderr(contains("is in one run only"));
+
+    // Other rows than those that were answered.
+    problems(at, 8);
+    let fewer = on(at, "rescore", &["whole"], &["--data", data]).assert().failure();
+    fewer.stderr(contains("the split has only 8 rows").and(contains("arithmetic.samples.jsonl")));
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 60);
+    eval(at, "whole", &["--batch-size", "2"]).assert().success();
+    let journal = at.join("cut/arithmetic.samples.jsonl");
+    let lines = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    let mut running = std::process::Command::new(assert_cmd::cargo::cargo_bin("l2d"))
+        .args(["eval", "--tasks", "arithmetic", "--max-tokens", "56", "--batch-size", "2", "--model"])
+        .arg(tiny())
+        .arg("--data")
+        .arg(at)
+        .arg("--out")
+        .arg(at.join("cut"))
+        .spawn()
+        .expect("started");
+    let begun = Instant::now();
+    while lines() < 4 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    running.kill().expect("killed");
+    running.wait().expect("ended");
+    let finished = lines();
+    assert!((4..60).contains(&finished), "{finished} of 60 were finished when it was killed");
+    eval(at, "cut", &["--batch-size", "2"]).assert().success();
+    let (cut, whole) = (report(&at.join("cut"), "arithmetic"), report(&at.join("whole"), "arithmetic"));
+    // The last line may have been cut off.
+    let resumed = cut["runs"][0]["resumed"].as_u64().expect("a number") as usize;
+    assert!(resumed == finished || resumed + 1 == finished, "{resumed} of {finished}");
+    assert_eq!(cut["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
+    assert_eq!(lines(), 60, "no answer twice");
+}
+
+#[test]
+fn a_damaged_journal_is_named_and_a_full_disk_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    eval(at, "out", &[]).assert().success();
+    let journal = at.join("out/arithmetic.samples.jsonl");
+    let text = std::fs::read_to_string(&journal).expect("read");
+    std::fs::write(&journal, text.replacen("\"row\"", "\"rom\"", 1)).expect("written");
+    let said = || contains("arithmetic.samples.jsonl: line ").and(contains("move the file away"));
+    eval(at, "out", &[]).assert().failure().stderr(said());
+    on(at, "rescore", &["out"], &["--data", at.to_str().expect("text")]).assert().failure().stderr(said());
+
+    // A limit on the size of files stands for a disk that is full.
+    let script = format!(
+        "ulimit -f 1; trap '' XFSZ; exec {} eval --model {} --tasks arithmetic --max-tokens 56 --data {} --out {}",
+        assert_cmd::cargo::cargo_bin("l2d").display(),
+        tiny().display(),
+        at.display(),
+        at.join("full").display()
+    );
+    let full = Command::new("bash").args(["-c", &script]).timeout(Duration::from_secs(300)).assert().failure();
+    full.stderr(contains("File too large").and(contains("arithmetic.samples.jsonl")));
+    assert!(!at.join("full/arithmetic.json").exists());
+}
+
+#[test]
+fn a_task_of_ones_own_is_asked_and_scored() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    let task = at.join("products.toml");
+    let text = r#"
+        name = "products"
+        version = 1
+        rows = 4
+        max_new_tokens = 56
+        question = "{{ question }}"
+        answer = "{{ answer.split('=')[1] }}"
+        [data]
+        folder = "."
+        [[metrics]]
+        name = "last_number"
+        description = "the last number"
+        extract = '([0-9]+)\s*$'
+        take = "last"
+        compare = "number"
+    "#;
+    std::fs::write(&task, text).expect("written");
+    let run = |more: &[&str]| {
+        let mut command = l2d();
+        command.arg("eval").arg("--model").arg(tiny()).arg("--tasks").arg(&task).arg("--data").arg(at);
+        command.arg("--out").arg(at.join("out")).args(more);
+        command
+    };
+    run(&[]).assert().success().stdout(contains("## products (version 1)").and(contains("last_number %")));
+    let data = at.to_str().expect("text");
+    on(at, "rescore", &["out"], &["--data", data, "--tasks", task.to_str().expect("text")]).assert().success();
+    // The embedded model's arithmetic is the same by this task and by the built-in one.
+    eval(at, "out", &[]).assert().success();
+    let (own, built_in) = (report(&at.join("out"), "products"), report(&at.join("out"), "arithmetic"));
+    assert_eq!(own["runs"][0]["metrics"][0]["correct"], built_in["runs"][0]["metrics"][0]["correct"]);
+
+    // Another number of rows than it says it has.
+    problems(at, 5);
+    run(&[]).assert().failure().stderr(contains("has 5 rows here, the published one has 4"));
+    run(&["--any-row-count"]).assert().success().stdout(contains("**The split has 5 rows here and 4 as published"));
+    std::fs::write(&task, text.replace("compare", "compares")).expect("written");
+    run(&[]).assert().failure().stderr(contains("products.toml").and(contains("unknown field `compares`")));
+}
+
+/// A journal of MBPP with two answers to its first row, one of them wrong.
+fn code_journal(at: &Path) {
+    let row = json!({"task_id": 11, "text": "Add one.", "code": "def f(x):\n    return x + 1", "test_setup_code": "",
+        "test_list": ["assert f(1) == 2", "assert f(-1) == 0"], "challenge_test_list": []});
+    std::fs::write(at.join("test.jsonl"), row.to_string() + "\n").expect("written");
+    let answer = |sample: usize, text: &str| {
+        let completion = json!({"text": text, "tokens": 9, "prompt_tokens": 9, "evaluations": 9, "finish": "end_of_turn"});
+        json!({"key": format!("{sample:032x}"), "task": "mbpp", "row": 0, "sample": sample, "seed": 0,
+            "settings": {"model": {}, "diffusion": {"evaluations": 1}}, "reference": "", "completion": completion,
+            "question": "\"\"\"\nAdd one.\nassert f(1) == 2\n\"\"\"\n", "scores": {}, "seconds": 0.1})
+        .to_string()
+            + "\n"
+    };
+    std::fs::create_dir_all(at.join("out")).expect("made");
+    let journal = answer(0, "def f(x):\n    return x + 1") + &answer(1, "```python\ndef f(x):\n    return 2\n```");
+    std::fs::write(at.join("out/mbpp.samples.jsonl"), journal).expect("written");
+}
+
+#[test]
+fn programs_run_in_a_sandbox_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    code_journal(at);
+    let rescore = |more: &[&str]| on(at, "rescore", &["out"], &[&["--data", at.to_str().expect("text")], more].concat());
+    let first = rescore(&[]).output().expect("run");
+    let said = String::from_utf8_lossy(&first.stderr).into_owned();
+    if !first.status.success() && said.contains("no sandbox:") && std::env::var_os("L2D_REQUIRE_SANDBOX").is_none() {
+        eprintln!("skipped: {said}");
+        return;
+    }
+    assert!(first.status.success(), "{said}");
+    let report = report(&at.join("out"), "mbpp");
+    let metrics = &report["runs"][0]["metrics"];
+    for metric in metrics.as_array().expect("metrics") {
+        assert_eq!(metric["correct"], 1, "{metric}");
+    }
+    assert_eq!(report["results"]["mbpp"]["pass@2,none"], 1.0);
+    assert_eq!(report["environment"]["sandbox"], "required");
+    assert_eq!(report["environment"]["layers"]["seccomp"], true);
+
+    rescore(&["--sandbox", "off"]).assert().success().stderr(contains("are NOT in a sandbox"));
+    rescore(&["--sandbox", "offf"]).assert().code(2).stderr(contains("there is required, best-effort, off"));
+    let none = rescore(&["--python", "/no/such/python3"]).assert().failure();
+    none.stderr(contains("no python3 that can be run in the sandbox: /no/such/python3"));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_what_would() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    let refused = |more: &[&str], said: &str| {
+        eval(at, "out", more).assert().failure().stderr(contains(said.to_owned()));
+    };
+    refused(&["--profile", "papr"], "no profile `papr` (there is paper, exact, harness)");
+    refused(&["--samples", "2,9"], "row 9 is asked for, and the split has 4");
+    refused(&["--samples", "2-"], "`2-` is no row number or range");
+    refused(&["--shard", "3/2"], "`3/2` is no I/N");
+    refused(&["--shots", "2"], "arithmetic has no split for shots");
+    refused(&["--likelihood"], "it has no options to score by log-likelihood");
+    refused(&["--guidance", "2"], "--guidance means nothing for the plain LM");
+    refused(&["--along-t"], "--adapter");
+    refused(&["--published", "/no/such/file.toml"], "/no/such/file.toml");
+    refused(&["--repeats", "0"], "`samples`: 0 is not at least 1");
+    let adapter = tiny().join("adapter.safetensors");
+    let adapter = adapter.to_str().expect("text");
+    refused(&["--adapter", adapter, "--guidance", "2"], "this adapter was trained without guidance classes");
+    let mut generate = l2d();
+    generate.args(["generate", "--adapter", adapter, "--guidance", "1,2", "1*1", "--model"]).arg(tiny());
+    generate.assert().code(2).stderr(contains("--guidance takes one strength here"));
+    on(at, "rescore", &["nothing"], &["--data", at.to_str().expect("text")]).assert().failure().stderr(contains("nothing"));
+    let mut long = l2d();
+    long.args(["eval", "--tasks", "arithmetic", "--max-tokens", "100000", "--model"]).arg(tiny()).arg("--data").arg(at);
+    long.arg("--out").arg(at.join("out"));
+    long.assert().failure().stderr(contains("no question is left: the shortest prompt with 0 shots has"));
+    let mut task = l2d();
+    task.args(["eval", "--tasks", "humanevl", "--data", ".", "--model"]).arg(tiny());
+    task.assert().failure().stderr(contains("no task `humanevl` (there is humaneval, "));
+}
+
+#[test]
+fn what_is_asked_can_be_read_before() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    let shown = eval(at, "out", &["--write-out", "--samples", "1,3"]).assert().success();
+    let text = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+    assert!(text.contains("### arithmetic row 1, ") && text.contains("137*16") && text.contains("### arithmetic row 3"));
+    assert!(!text.contains("row 0,") && !at.join("out").exists(), "{text}");
+    let tasks = l2d().args(["eval", "tasks"]).assert().success();
+    tasks.stdout(contains("gsm8k ").and(contains("openai/gsm8k/main, test, 1319 rows; 5 shots")));
+}
+
+#[test]
+fn answers_along_the_time_and_several_strengths_of_a_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    let adapter = tiny().join("adapter.safetensors");
+    let adapter = adapter.to_str().expect("text");
+    eval(at, "out", &["--adapter", adapter, "--steps", "1,7", "--along-t", "--repeats", "2"]).assert().success();
+    let report = report(&at.join("out"), "arithmetic");
+    assert!(report["runs"][0].get("along").is_none(), "the plain LM has no time");
+    let along = report["runs"][1]["along"].as_array().expect("times");
+    // Seven evaluations with midpoint: three steps, whose beginnings and middles are guessed at.
+    assert_eq!(along.len(), 6, "{along:?}");
+    let times: Vec<f64> = along.iter().map(|at| at["t"].as_f64().expect("a time")).collect();
+    assert!(times.is_sorted() && times[0] == 0.0 && times[5] < 1.0, "{times:?}");
+    assert!(along.iter().all(|at| (0.0..=1.0).contains(&at["agreement"].as_f64().expect("a share"))));
+    assert_eq!(report["runs"][1]["pass_at_k"].as_array().expect("two").len(), 2);
+}
