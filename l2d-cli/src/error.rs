@@ -102,9 +102,9 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Interrupted => ExitCode::from(130),
-            Self::Usage(_) | Self::Sandbox(l2d_sandbox::Error::Mode(_)) | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => {
-                ExitCode::from(2)
-            }
+            Self::Usage(_)
+            | Self::Sandbox(l2d_sandbox::Error::Mode(_))
+            | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }

@@ -11,8 +11,8 @@ use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter, merge_peft};
 use l2d_core::cpu::{CacheFormat, WeightFormat};
 use l2d_core::lm::Lm;
-use l2d_eval::task;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
+use l2d_eval::task;
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
 
 use crate::args::{CacheKind, DecodeArgs, ModelArgs, WeightsKind};

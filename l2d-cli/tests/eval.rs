@@ -204,7 +204,8 @@ fn code_journal(at: &Path) {
         "test_list": ["assert f(1) == 2", "assert f(-1) == 0"], "challenge_test_list": []});
     std::fs::write(at.join("test.jsonl"), row.to_string() + "\n").expect("written");
     let answer = |sample: usize, text: &str| {
-        let completion = json!({"text": text, "tokens": 9, "prompt_tokens": 9, "evaluations": 9, "finish": "end_of_turn"});
+        let completion =
+            json!({"text": text, "tokens": 9, "prompt_tokens": 9, "evaluations": 9, "finish": "end_of_turn"});
         json!({"key": format!("{sample:032x}"), "task": "mbpp", "row": 0, "sample": sample, "seed": 0,
             "settings": {"model": {}, "diffusion": {"evaluations": 1}}, "reference": "", "completion": completion,
             "question": "\"\"\"\nAdd one.\nassert f(1) == 2\n\"\"\"\n", "scores": {}, "seconds": 0.1})
@@ -221,7 +222,8 @@ fn programs_run_in_a_sandbox_or_not_at_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     code_journal(at);
-    let rescore = |more: &[&str]| on(at, "rescore", &["out"], &[&["--data", at.to_str().expect("text")], more].concat());
+    let rescore =
+        |more: &[&str]| on(at, "rescore", &["out"], &[&["--data", at.to_str().expect("text")], more].concat());
     let first = rescore(&[]).output().expect("run");
     let said = String::from_utf8_lossy(&first.stderr).into_owned();
     if !first.status.success() && said.contains("no sandbox:") && std::env::var_os("L2D_REQUIRE_SANDBOX").is_none() {
@@ -268,7 +270,10 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     let mut generate = l2d();
     generate.args(["generate", "--adapter", adapter, "--guidance", "1,2", "1*1", "--model"]).arg(tiny());
     generate.assert().code(2).stderr(contains("--guidance takes one strength here"));
-    on(at, "rescore", &["nothing"], &["--data", at.to_str().expect("text")]).assert().failure().stderr(contains("nothing"));
+    on(at, "rescore", &["nothing"], &["--data", at.to_str().expect("text")])
+        .assert()
+        .failure()
+        .stderr(contains("nothing"));
     let mut long = l2d();
     long.args(["eval", "--tasks", "arithmetic", "--max-tokens", "100000", "--model"]).arg(tiny()).arg("--data").arg(at);
     long.arg("--out").arg(at.join("out"));
@@ -285,7 +290,9 @@ fn what_is_asked_can_be_read_before() {
     problems(at, 4);
     let shown = eval(at, "out", &["--write-out", "--samples", "1,3"]).assert().success();
     let text = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
-    assert!(text.contains("### arithmetic row 1, ") && text.contains("137*16") && text.contains("### arithmetic row 3"));
+    assert!(
+        text.contains("### arithmetic row 1, ") && text.contains("137*16") && text.contains("### arithmetic row 3")
+    );
     assert!(!text.contains("row 0,") && !at.join("out").exists(), "{text}");
     let tasks = l2d().args(["eval", "tasks"]).assert().success();
     tasks.stdout(contains("gsm8k ").and(contains("openai/gsm8k/main, test, 1319 rows; 5 shots")));

@@ -53,8 +53,7 @@ impl<'a> Judge<'a> {
         if let Some((_, score)) = self.seen.iter().find(|(seen, _)| *seen == program) {
             return Ok(score.clone());
         }
-        let runner =
-            self.tools.code.as_ref().ok_or_else(|| Error::NoCodeRunner { task: self.task.to_owned() })?;
+        let runner = self.tools.code.as_ref().ok_or_else(|| Error::NoCodeRunner { task: self.task.to_owned() })?;
         let score = match runner.run(&program).map_err(Error::Code)? {
             CodeVerdict::Passed => Score { extracted: Some("passed".to_owned()), correct: true },
             CodeVerdict::Failed(reason) => {

@@ -178,8 +178,7 @@ impl<'t> LikelihoodEvaluation<'t> {
             let question = task.likelihood(shot_rows, &rows[row])?;
             let question = question.ok_or_else(|| Error::NoLikelihood { task: task.inner.name().to_owned() })?;
             let origin = || rows[row].origin().to_owned();
-            let tokens =
-                scorer.length(&question).map_err(|source| Error::Prompt { origin: origin(), source })?;
+            let tokens = scorer.length(&question).map_err(|source| Error::Prompt { origin: origin(), source })?;
             if tokens > context {
                 counts.too_long += 1;
                 continue;

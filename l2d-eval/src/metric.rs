@@ -102,6 +102,21 @@ fn wilson(p: f64, n: f64) -> [f64; 2] {
     [(centre - half).max(0.0), (centre + half).min(1.0)]
 }
 
+/// The first and third quartile, between values where they fall between; `None` for fewer than two values or NaN.
+pub fn quartiles(values: &[f64]) -> Option<[f64; 2]> {
+    if values.len() < 2 || values.iter().any(|value| value.is_nan()) {
+        return None;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        let place = share * (sorted.len() - 1) as f64;
+        let (below, above) = (place.floor() as usize, place.ceil() as usize);
+        sorted[below] + (place - place.floor()) * (sorted[above] - sorted[below])
+    };
+    Some([at(0.25), at(0.75)])
+}
+
 /// The chance that at least one of `k` completions is right, where `correct` of `samples` are: `1 - C(n-c, k) / C(n, k)`,
 /// unbiased (Chen et al. 2021, arXiv 2107.03374), as the product that does not overflow. `None` for `k` beyond the samples.
 pub fn pass_at_k(samples: usize, correct: usize, k: usize) -> Option<f64> {
@@ -134,8 +149,8 @@ impl PassAtK {
         let each = each.filter(|each| !each.is_empty())?;
         let n = each.len() as f64;
         let mean = each.iter().sum::<f64>() / n;
-        let standard_error = (each.len() > 1)
-            .then(|| (each.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt());
+        let standard_error =
+            (each.len() > 1).then(|| (each.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt());
         Some(Self { k, mean, standard_error })
     }
 }
@@ -267,6 +282,13 @@ mod tests {
         close(both.standard_error.unwrap(), 0.5);
         assert_eq!(PassAtK::of(samples(), 3), None);
         assert_eq!(PassAtK::of([], 1), None);
+    }
+
+    #[test]
+    fn quartiles_lie_between_values() {
+        assert_eq!(quartiles(&[4.0, 1.0, 2.0, 3.0, 5.0]), Some([2.0, 4.0]));
+        assert_eq!(quartiles(&[1.0, 2.0]), Some([1.25, 1.75]));
+        assert_eq!((quartiles(&[1.0]), quartiles(&[1.0, f64::NAN])), (None, None));
     }
 
     #[test]

@@ -60,18 +60,12 @@ pub fn rescore(
     for judged in judged {
         let (record, sample) = judged?;
         asked.insert(sample.row);
-        let same = |run: &&mut Rescored| {
-            run.settings.seed == record.seed && run.settings.generation == record.settings
-        };
+        let same = |run: &&mut Rescored| run.settings.seed == record.seed && run.settings.generation == record.settings;
         let run = match runs.iter_mut().find(same) {
             Some(run) => run,
             None => {
-                let settings = RunSettings {
-                    samples: 1,
-                    batch_size: 1,
-                    seed: record.seed,
-                    generation: record.settings.clone(),
-                };
+                let settings =
+                    RunSettings { samples: 1, batch_size: 1, seed: record.seed, generation: record.settings.clone() };
                 let result = RunResult { samples: Vec::new(), interrupted: false };
                 runs.push(Rescored { settings, result });
                 runs.last_mut().expect("one was just pushed")

@@ -1,8 +1,8 @@
 //! What surrounds a run: parts of a split, scoring again, several answers to a question, programs, published numbers.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use l2d_eval::journal;
 use l2d_eval::report::{Published, Report, RunLabel, RunReport, TaskReport};
@@ -27,7 +27,14 @@ fn settings(samples: usize) -> RunSettings {
 }
 
 fn said(text: String) -> Completion {
-    Completion { text, tokens: 5, prompt_tokens: 6, evaluations: 70, finish: FinishReason::EndOfTurn, along: Vec::new() }
+    Completion {
+        text,
+        tokens: 5,
+        prompt_tokens: 6,
+        evaluations: 70,
+        finish: FinishReason::EndOfTurn,
+        along: Vec::new(),
+    }
 }
 
 /// Right in every sample but the first of each even row.
@@ -39,7 +46,13 @@ fn sometimes_right(requests: &[GenerateRequest]) -> Result<Vec<Completion>, BoxE
     Ok(requests.iter().map(answer).collect())
 }
 
-fn run(task: &dyn Task, rows: &[Row], selection: &Selection, settings: &RunSettings, journal: &mut Journal) -> RunResult {
+fn run(
+    task: &dyn Task,
+    rows: &[Row],
+    selection: &Selection,
+    settings: &RunSettings,
+    journal: &mut Journal,
+) -> RunResult {
     let evaluation = Evaluation::prepare(task, rows, &[], selection, None).unwrap();
     evaluation.run(settings, Scoring::Now, &mut sometimes_right, Some(journal), &mut (), &NEVER).unwrap()
 }
@@ -103,8 +116,7 @@ fn what_was_only_predicted_is_scored_later() {
 
 fn reported(task: &dyn Task, rows: &[Row], settings: &RunSettings) -> Report {
     let evaluation = Evaluation::prepare(task, rows, &[], &Selection::default(), None).unwrap();
-    let mut result =
-        evaluation.run(settings, Scoring::Now, &mut sometimes_right, None, &mut (), &NEVER).unwrap();
+    let mut result = evaluation.run(settings, Scoring::Now, &mut sometimes_right, None, &mut (), &NEVER).unwrap();
     for sample in &mut result.samples {
         sample.seconds = 0.5;
     }
@@ -138,7 +150,8 @@ fn several_answers_give_pass_at_k() {
 fn published_numbers_stand_beside_ours() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("paper.toml");
-    let text = "name = \"paper\"\nsource = \"a table\"\n[[scores]]\ntask = \"arithmetic\"\nsteps = 15\npercent = 41.25\n";
+    let text =
+        "name = \"paper\"\nsource = \"a table\"\n[[scores]]\ntask = \"arithmetic\"\nsteps = 15\npercent = 41.25\n";
     std::fs::write(&path, text).unwrap();
     let published = Published::open(&path).unwrap();
     let markdown = reported(&Arithmetic::default(), &sums(4), &settings(1)).to_markdown_beside(&published);
@@ -181,9 +194,8 @@ fn answers_along_the_time_are_scored_as_the_final_ones() {
 
 #[test]
 fn the_longest_prompts_come_first_and_answers_stay_in_order() {
-    let lines = ["1+1", "11111+1", "111+1", "11+1"].map(|question| {
-        format!("{{\"question\": \"{question}\", \"answer\": \"2\"}}\n")
-    });
+    let lines = ["1+1", "11111+1", "111+1", "11+1"]
+        .map(|question| format!("{{\"question\": \"{question}\", \"answer\": \"2\"}}\n"));
     let rows = from_jsonl("sums.jsonl", lines.concat().as_bytes()).unwrap();
     let task = Arithmetic::default();
     let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::default(), None).unwrap();
@@ -264,7 +276,10 @@ fn programs_that_were_judged_are_not_run_again() {
     let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::default(), None).unwrap();
     let mut journal = Journal::open(dir.path().join("mbpp.jsonl")).unwrap();
     let mut generator = |requests: &[GenerateRequest]| -> Result<Vec<Completion>, BoxError> {
-        Ok(requests.iter().map(|request| said(format!("{}\n# {}", "def f(x):\n    return x + 1", request.sample))).collect())
+        Ok(requests
+            .iter()
+            .map(|request| said(format!("{}\n# {}", "def f(x):\n    return x + 1", request.sample)))
+            .collect())
     };
     for _ in 0..2 {
         let result =

@@ -44,7 +44,8 @@ fn agrees(task: &str, file: &str, labels: &[String], counts: &[(&str, usize, usi
         }
     }
     assert!(wrong.is_empty(), "{} disagree:\n{}", wrong.len(), wrong.join("\n"));
-    let seen: Vec<(&str, usize, usize)> = seen.iter().map(|(name, (all, right))| (name.as_str(), *all, *right)).collect();
+    let seen: Vec<(&str, usize, usize)> =
+        seen.iter().map(|(name, (all, right))| (name.as_str(), *all, *right)).collect();
     assert_eq!(seen, counts);
 }
 

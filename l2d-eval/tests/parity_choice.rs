@@ -4,8 +4,8 @@ use std::path::Path;
 
 use l2d_eval::rows::{Row, check_count, read_split};
 use l2d_eval::task::{Problem, Task};
-use l2d_eval::{Evaluation, Selection, Tools};
 use l2d_eval::tasks::by_name;
+use l2d_eval::{Evaluation, Selection, Tools};
 use serde_json::{Value, json};
 
 fn golden() -> Value {

@@ -58,7 +58,8 @@ impl Generator for Scripted {
                 tokens: 5,
                 prompt_tokens: 6,
                 evaluations: 70,
-                finish: FinishReason::EndOfTurn, along: Vec::new(),
+                finish: FinishReason::EndOfTurn,
+                along: Vec::new(),
             }
         };
         Ok(requests.iter().map(answer).collect())
@@ -77,7 +78,8 @@ fn an_interrupted_run_goes_on_without_asking_twice() {
 
     let mut failing = Scripted { fail_after: 8, ..Scripted::new([3]) };
     let mut journal = Journal::open(&path).unwrap();
-    let error = evaluation.run(&settings(2), Scoring::Now, &mut failing, Some(&mut journal), &mut (), &NEVER).unwrap_err();
+    let error =
+        evaluation.run(&settings(2), Scoring::Now, &mut failing, Some(&mut journal), &mut (), &NEVER).unwrap_err();
     assert_eq!(error.to_string(), "generating failed: the power went out");
     drop(journal);
 
@@ -149,7 +151,8 @@ fn a_cancelled_run_keeps_what_is_finished() {
     let (task, rows) = (Arithmetic::default(), sums(10));
     let evaluation = Evaluation::prepare(&task, &rows, &[], &ALL, None).unwrap();
     let mut progress = CancelAfterOneBatch(&cancel, Vec::new());
-    let result = evaluation.run(&settings(1), Scoring::Now, &mut Scripted::new([]), None, &mut progress, &cancel).unwrap();
+    let result =
+        evaluation.run(&settings(1), Scoring::Now, &mut Scripted::new([]), None, &mut progress, &cancel).unwrap();
     assert!(result.interrupted);
     assert_eq!(result.samples.len(), 4);
     assert_eq!(progress.1, [10, 0, 4, 4]);
@@ -166,7 +169,8 @@ fn a_cancelled_completion_is_neither_counted_nor_kept() {
         completions[1].finish = FinishReason::Cancelled;
         Ok(completions)
     };
-    let result = evaluation.run(&settings(1), Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
+    let result =
+        evaluation.run(&settings(1), Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
     assert!(result.interrupted);
     assert_eq!((result.samples.len(), journal.len()), (2, 2));
 }

@@ -30,14 +30,14 @@ mod outcome;
 
 #[cfg(target_os = "linux")]
 mod cell;
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
 #[cfg(target_os = "linux")]
 mod orders;
 #[cfg(target_os = "linux")]
 mod python;
 #[cfg(target_os = "linux")]
 mod sandbox;
-#[cfg(not(target_os = "linux"))]
-mod elsewhere;
 
 #[cfg(target_os = "linux")]
 pub use cell::enter;

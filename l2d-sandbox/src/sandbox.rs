@@ -172,8 +172,7 @@ impl Sandbox {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
-        let mut child =
-            launched.map_err(|source| Error::Launch { program: self.launcher.program.clone(), source })?;
+        let mut child = launched.map_err(|source| Error::Launch { program: self.launcher.program.clone(), source })?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(Error::Broken("its output is not to be had".to_owned()));
         };
@@ -330,8 +329,7 @@ fn wait(child: u32) -> Duration {
     while unsafe { libc::wait4(child as i32, &raw mut status, 0, &raw mut usage) } < 0
         && nix::errno::Errno::last() == nix::errno::Errno::EINTR
     {}
-    let time = |time: libc::timeval| {
-        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
-    };
+    let time =
+        |time: libc::timeval| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64);
     time(usage.ru_utime) + time(usage.ru_stime)
 }

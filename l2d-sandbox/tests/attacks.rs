@@ -220,7 +220,8 @@ fn nothing_is_left_in_the_temporary_folder() -> Test {
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.filter(|name| name.starts_with("l2d-cell-")).collect::<Vec<_>>()
     };
-    let folder = failure("import os\nos.makedirs('a/b'); os.chmod('a', 0)\nraise ValueError(os.path.basename(os.getcwd()))");
+    let folder =
+        failure("import os\nos.makedirs('a/b'); os.chmod('a', 0)\nraise ValueError(os.path.basename(os.getcwd()))");
     let folder = folder.strip_prefix("ValueError: ").expect("its name").to_owned();
     assert!(folder.starts_with("l2d-cell-"), "{folder}");
     assert!(!cells().contains(&folder));

@@ -57,7 +57,12 @@ fn wrong_programs_say_why() -> Test {
         assert!(error.starts_with(expected), "{program}: {error}");
     }
     let outcome = run("import os\nos.write(1, b'\\xff\\xfe said')\nassert False");
-    assert!(outcome.output.contains("said") && outcome.output.contains("assert False") || outcome.output.contains("AssertionError"), "{}", outcome.output);
+    assert!(
+        outcome.output.contains("said") && outcome.output.contains("assert False")
+            || outcome.output.contains("AssertionError"),
+        "{}",
+        outcome.output
+    );
     Ok(())
 }
 
@@ -97,7 +102,10 @@ fn what_is_missing_is_named() -> Test {
     let error = Sandbox::new(Mode::Required, Limits::default(), deaf, None).expect_err("no builder");
     assert!(matches!(&error, Error::Broken(_)), "{error}");
     assert_eq!("best-effort".parse::<Mode>().expect("a mode"), Mode::BestEffort);
-    assert_eq!("some".parse::<Mode>().expect_err("no mode").to_string(), "no sandbox mode `some` (there is required, best-effort, off)");
+    assert_eq!(
+        "some".parse::<Mode>().expect_err("no mode").to_string(),
+        "no sandbox mode `some` (there is required, best-effort, off)"
+    );
     Ok(())
 }
 
@@ -108,7 +116,10 @@ fn off_is_a_clock_and_limits_alone() -> Test {
     assert_eq!(cell.run("assert False")?.verdict, Verdict::Failed { error: "AssertionError".to_owned() });
     assert_eq!(cell.run("while True: pass")?.verdict, Verdict::TimedOut);
     assert_eq!(cell.run("x = bytearray(100 << 30)")?.verdict, Verdict::OutOfMemory);
-    assert_eq!(cell.run("import os; os._exit(0)")?.verdict, Verdict::Failed { error: "it left with exit code 0".to_owned() });
+    assert_eq!(
+        cell.run("import os; os._exit(0)")?.verdict,
+        Verdict::Failed { error: "it left with exit code 0".to_owned() }
+    );
     // What leaves its parent is found and ended.
     let mark = format!("orphan-{}", std::process::id());
     let program = format!(
@@ -171,7 +182,12 @@ fn mbpp(code: impl Fn(&str) -> String) -> Option<Vec<String>> {
         for row in rows(&format!("google-research-datasets__mbpp/full/{split}.jsonl.gz"))? {
             let text = |value: &Value| value.as_str().expect("a text").replace("\r\n", "\n");
             let tests: Vec<String> = row["test_list"].as_array().expect("tests").iter().map(text).collect();
-            programs.push(format!("{}\n{}\n{}", code(&text(&row["code"])), text(&row["test_setup_code"]), tests.join("\n")));
+            programs.push(format!(
+                "{}\n{}\n{}",
+                code(&text(&row["code"])),
+                text(&row["test_setup_code"]),
+                tests.join("\n")
+            ));
         }
     }
     Some(programs)

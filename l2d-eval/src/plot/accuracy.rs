@@ -9,7 +9,9 @@ use super::canvas::{
     Area, Axis, AxisText, FINE, LegendEntry, MUTED, SAMPLE, TEXT_SIZE, anchored, axes, colour, draw, heading,
     plot_error, stroke,
 };
+use super::marks::{error_bar, line, marker};
 use crate::error::{Error, Result};
+use crate::metric::Proportion;
 use crate::report::RunReport;
 
 /// One measured point.
@@ -57,19 +59,24 @@ pub struct AccuracyPlot {
 }
 
 impl AccuracyPlot {
-    /// The curves of a report's runs, one a series in the order they first come in. Runs without samples are left out.
+    /// The curves of a report's runs, one for each series and strength of guidance in the order they first come in. Of
+    /// several seeds the mean is drawn. Runs without samples are left out.
     pub fn from_runs<'a>(
         title: impl Into<String>,
         y_label: impl Into<String>,
         runs: impl IntoIterator<Item = &'a RunReport>,
     ) -> Self {
+        let runs: Vec<&RunReport> = runs.into_iter().collect();
+        let mut strengths: Vec<String> =
+            runs.iter().filter_map(|run| run.label.guidance).map(|w| w.to_string()).collect();
+        strengths.dedup();
         let mut series: Vec<AccuracySeries> = Vec::new();
-        for run in runs {
-            let Some(value) = run.accuracy() else { continue };
-            let point = AccuracyPoint { steps: run.label.steps, accuracy: value.mean, standard_error: value.standard_error };
-            match series.iter_mut().find(|series| series.label == run.label.series) {
+        for (label, steps, values) in by_point(&runs, strengths.len() > 1) {
+            let Some((accuracy, standard_error)) = mean_of_runs(&values) else { continue };
+            let point = AccuracyPoint { steps, accuracy, standard_error };
+            match series.iter_mut().find(|series| series.label == label) {
                 Some(series) => series.points.push(point),
-                None => series.push(AccuracySeries { label: run.label.series.clone(), points: vec![point] }),
+                None => series.push(AccuracySeries { label, points: vec![point] }),
             }
         }
         Self { title: title.into(), y_label: y_label.into(), series, references: Vec::new() }
@@ -149,7 +156,7 @@ impl AccuracyPlot {
             points.sort_by_key(|point| point.steps);
             let places: Vec<(i32, i32)> =
                 points.iter().map(|point| at(place(point.steps) + shift, point.accuracy)).collect();
-            area.draw(&PathElement::new(places.clone(), stroke(colour(index), 26))).map_err(plot_error)?;
+            line(area, index, &places)?;
             for (point, (x, y)) in points.iter().zip(places) {
                 if let Some(error) = point.standard_error {
                     let (_, high) = at(0.0, (point.accuracy + error).min(1.0));
@@ -228,6 +235,32 @@ impl AccuracyPlot {
     }
 }
 
+/// The runs at each place of the chart: its curve's name, its steps, and their values, one a seed.
+fn by_point(runs: &[&RunReport], by_strength: bool) -> Vec<(String, usize, Vec<Proportion>)> {
+    let mut points: Vec<(String, usize, Vec<Proportion>)> = Vec::new();
+    for run in runs {
+        let Some(value) = run.accuracy() else { continue };
+        let label = match run.label.guidance.filter(|_| by_strength) {
+            Some(strength) => format!("{}, guidance {strength}", run.label.series),
+            None => run.label.series.clone(),
+        };
+        match points.iter_mut().find(|(name, steps, _)| *name == label && *steps == run.label.steps) {
+            Some((_, _, values)) => values.push(value),
+            None => points.push((label, run.label.steps, vec![value])),
+        }
+    }
+    points
+}
+
+/// The mean of runs over the same questions with different seeds, and its standard error: the questions' own, which are
+/// the same in all of them, so it does not shrink with their number.
+pub(super) fn mean_of_runs(values: &[Proportion]) -> Option<(f64, Option<f64>)> {
+    let n = values.len() as f64;
+    let errors: Option<Vec<f64>> = values.iter().map(|value| value.standard_error).collect();
+    let mean = values.iter().map(|value| value.mean).sum::<f64>() / n;
+    (n > 0.0).then(|| (mean, errors.map(|errors| errors.iter().sum::<f64>() / n)))
+}
+
 /// Where a number of steps stands.
 fn place(steps: usize) -> f64 {
     (steps as f64 + 1.0).log2()
@@ -243,40 +276,6 @@ fn reference_line(
     let dash = [9, 2, 5][index % 3] * FINE;
     let gap = [5, 4, 3][index % 3] * FINE;
     DashedPathElement::new([(from, y), (to, y)], dash, gap, stroke(MUTED, 18))
-}
-
-fn error_bar(area: &Area<'_>, index: usize, x: i32, high: i32, low: i32) -> Result<()> {
-    let style = stroke(colour(index), 16);
-    let cap = 5 * FINE;
-    for line in [[(x, high), (x, low)], [(x - cap, high), (x + cap, high)], [(x - cap, low), (x + cap, low)]] {
-        area.draw(&PathElement::new(line, style)).map_err(plot_error)?;
-    }
-    Ok(())
-}
-
-/// A shape for each series, so that they differ without their colours, with a white rim that lifts it off the lines.
-fn marker(area: &Area<'_>, index: usize, (x, y): (i32, i32)) -> Result<()> {
-    for (size, fill) in [(62, WHITE), (50, colour(index))] {
-        let r = size * FINE / 10;
-        let style = fill.filled();
-        let shape: Vec<(i32, i32)> = match index % 4 {
-            0 => {
-                area.draw(&Circle::new((x, y), r, style)).map_err(plot_error)?;
-                continue;
-            }
-            1 => {
-                let r = r * 9 / 10;
-                vec![(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
-            }
-            2 => vec![(x, y - r * 13 / 10), (x + r * 12 / 10, y + r * 8 / 10), (x - r * 12 / 10, y + r * 8 / 10)],
-            _ => {
-                let r = r * 13 / 10;
-                vec![(x, y - r), (x + r, y), (x, y + r), (x - r, y)]
-            }
-        };
-        area.draw(&Polygon::new(shape, style)).map_err(plot_error)?;
-    }
-    Ok(())
 }
 
 /// Moves labels apart to at least `apart`, keeping their order and, where it can be, their places; `bottom` is the lowest

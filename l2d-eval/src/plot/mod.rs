@@ -2,8 +2,11 @@
 //! without fonts.
 
 mod accuracy;
+mod bars;
 mod canvas;
+mod curve;
 mod loss;
+mod marks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +15,8 @@ use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{Options, Tree, fontdb};
 
 pub use accuracy::{AccuracyPlot, AccuracyPoint, AccuracySeries, ReferenceLine};
+pub use bars::{EvaluationsBar, EvaluationsPlot};
+pub use curve::{CurvePlot, CurvePoint, CurveScale, CurveSeries};
 pub use loss::{LossPlot, LossScale, LossSeries};
 
 use crate::error::{Error, Result};

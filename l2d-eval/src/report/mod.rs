@@ -226,19 +226,12 @@ fn along(samples: &[Sample], headline: &str) -> Vec<AlongTime> {
 
 impl RunReport {
     /// Sums up a run.
-    pub fn new(
-        task: &dyn Task,
-        profile: Profile,
-        label: RunLabel,
-        settings: &RunSettings,
-        result: &RunResult,
-    ) -> Self {
+    pub fn new(task: &dyn Task, profile: Profile, label: RunLabel, settings: &RunSettings, result: &RunResult) -> Self {
         let samples = &result.samples;
         let count = samples.len();
         let rate = |hits: usize| if count == 0 { 0.0 } else { hits as f64 / count as f64 };
-        let answered = |sample: &&Sample| {
-            sample.scores.get(task.format_metric()).is_some_and(|score| score.extracted.is_some())
-        };
+        let answered =
+            |sample: &&Sample| sample.scores.get(task.format_metric()).is_some_and(|score| score.extracted.is_some());
         let tokens: usize = samples.iter().map(|sample| sample.completion.tokens).sum();
         let evaluations: usize = samples.iter().map(|sample| sample.completion.evaluations).sum();
         let seconds: f64 = samples.iter().map(|sample| sample.seconds).sum();
@@ -375,8 +368,7 @@ impl Published {
     /// [`crate::Error::Io`], or [`crate::Error::TaskFile`] with what is wrong in it.
     pub fn open(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
-        toml::from_str(&text)
-            .map_err(|error| Error::TaskFile { path: path.to_path_buf(), reason: error.to_string() })
+        toml::from_str(&text).map_err(|error| Error::TaskFile { path: path.to_path_buf(), reason: error.to_string() })
     }
 
     /// The number for a run, if one was published.
@@ -390,7 +382,8 @@ fn budgets(samples: usize) -> Vec<usize> {
     if samples < 2 {
         return Vec::new();
     }
-    let mut budgets: Vec<usize> = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k <= samples).collect();
+    let mut budgets: Vec<usize> =
+        std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k <= samples).collect();
     budgets.extend([5, 10, samples].into_iter().filter(|k| *k <= samples));
     budgets.sort_unstable();
     budgets.dedup();

@@ -144,35 +144,51 @@ pub(super) fn csv(report: &Report) -> Result<String> {
     let failed = |error: csv::Error| Error::Csv(error.to_string());
     let mut out = csv::Writer::from_writer(Vec::new());
     out.write_record([
-        "task", "version", "series", "steps", "guidance", "seed", "metric", "profile", "value", "standard_error", "low_95",
-        "high_95", "samples", "questions", "format_rate", "evaluations_per_token", "tokens_per_second",
+        "task",
+        "version",
+        "series",
+        "steps",
+        "guidance",
+        "seed",
+        "metric",
+        "profile",
+        "value",
+        "standard_error",
+        "low_95",
+        "high_95",
+        "samples",
+        "questions",
+        "format_rate",
+        "evaluations_per_token",
+        "tokens_per_second",
     ])
     .map_err(failed)?;
     let number = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
     let task = &report.task;
     for run in &report.runs {
-        let mut write = |metric: &str, profile: &str, value: f64, error: Option<f64>, range: Option<[f64; 2]>, n: usize| {
-            out.write_record([
-                &task.name,
-                &task.version.to_string(),
-                &run.label.series,
-                &run.label.steps.to_string(),
-                &number(run.label.guidance),
-                &run.settings.seed.to_string(),
-                metric,
-                profile,
-                &value.to_string(),
-                &number(error),
-                &number(range.map(|range| range[0])),
-                &number(range.map(|range| range[1])),
-                &run.samples.to_string(),
-                &n.to_string(),
-                &run.format_rate.to_string(),
-                &number(run.evaluations_per_token),
-                &number(run.tokens_per_second),
-            ])
-            .map_err(failed)
-        };
+        let mut write =
+            |metric: &str, profile: &str, value: f64, error: Option<f64>, range: Option<[f64; 2]>, n: usize| {
+                out.write_record([
+                    &task.name,
+                    &task.version.to_string(),
+                    &run.label.series,
+                    &run.label.steps.to_string(),
+                    &number(run.label.guidance),
+                    &run.settings.seed.to_string(),
+                    metric,
+                    profile,
+                    &value.to_string(),
+                    &number(error),
+                    &number(range.map(|range| range[0])),
+                    &number(range.map(|range| range[1])),
+                    &run.samples.to_string(),
+                    &n.to_string(),
+                    &run.format_rate.to_string(),
+                    &number(run.evaluations_per_token),
+                    &number(run.tokens_per_second),
+                ])
+                .map_err(failed)
+            };
         let questions = run.metrics.first().map_or(0, |metric| metric.value.questions);
         for metric in &run.metrics {
             let profile = task.metrics.iter().find(|known| known.name == metric.name);

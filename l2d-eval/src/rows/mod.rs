@@ -164,12 +164,9 @@ pub fn read_split(dir: &Path, task: &dyn Task, split: &str) -> Result<(Vec<Row>,
 /// [`Error::RowCount`].
 pub fn check_count(task: &dyn Task, rows: usize) -> Result<()> {
     match task.official_rows() {
-        Some(official) if official != rows => Err(Error::RowCount {
-            task: task.name().to_owned(),
-            split: task.split().to_owned(),
-            found: rows,
-            official,
-        }),
+        Some(official) if official != rows => {
+            Err(Error::RowCount { task: task.name().to_owned(), split: task.split().to_owned(), found: rows, official })
+        }
         _ => Ok(()),
     }
 }

@@ -47,7 +47,9 @@ fn read(row: &Row) -> Result<Asked> {
     }
     let answer = labels.iter().position(|label| label == key);
     let answer = answer.ok_or_else(|| bad("answerKey", format!("`{key}` is none of {}", labels.join(", "))))?;
-    let question = format!("Question:\n{}\nChoices:\n{}\nAnswer:", row.text("question")?, options(&labels, texts.iter().copied()));
-    let plain = (format!("Question: {}\nAnswer:", row.text("question")?), texts.into_iter().map(str::to_owned).collect());
+    let question =
+        format!("Question:\n{}\nChoices:\n{}\nAnswer:", row.text("question")?, options(&labels, texts.iter().copied()));
+    let plain =
+        (format!("Question: {}\nAnswer:", row.text("question")?), texts.into_iter().map(str::to_owned).collect());
     Ok(Asked { group: None, question, labels, answer, plain })
 }

@@ -59,7 +59,8 @@ impl ChainOfThought {
     /// [`Error::TaskFile`] where there are none, or they cannot be read.
     pub fn new(inner: Box<dyn Task>) -> Result<Self> {
         let name = format!("{}_cot", inner.name());
-        let bad = |reason: String| Error::TaskFile { path: format!("assets/prompts/{}.toml", inner.name()).into(), reason };
+        let bad =
+            |reason: String| Error::TaskFile { path: format!("assets/prompts/{}.toml", inner.name()).into(), reason };
         let text = EXAMPLES.iter().find(|(task, _)| *task == inner.name()).map(|(_, text)| *text);
         let text = text.ok_or_else(|| bad("no worked examples were written for this task".to_owned()))?;
         let Examples { task, version, instruction, shots } =

@@ -204,7 +204,10 @@ impl FileTask {
             path: self.path.clone(),
             reason: format!("`{template}` on {}: {error}", row.origin()),
         };
-        self.templates.get_template(template).and_then(|found| found.render(minijinja::value::Serde(row.columns()))).map_err(bad)
+        self.templates
+            .get_template(template)
+            .and_then(|found| found.render(minijinja::value::Serde(row.columns())))
+            .map_err(bad)
     }
 
     fn likelihood_of(&self, spec: &LikelihoodSpec, row: &Row) -> Result<(String, Vec<String>, usize)> {
@@ -321,9 +324,12 @@ impl Task for FileTask {
 
     fn score(&self, problem: &Problem, completion: &str) -> Result<Scores> {
         let expected = problem.labels.first().map_or("", String::as_str);
-        let judged = self.spec.metrics.iter().zip(&self.patterns).map(|(metric, pattern)| {
-            (metric.name.clone(), metric.judge(pattern.as_ref(), expected, completion))
-        });
+        let judged = self
+            .spec
+            .metrics
+            .iter()
+            .zip(&self.patterns)
+            .map(|(metric, pattern)| (metric.name.clone(), metric.judge(pattern.as_ref(), expected, completion)));
         Ok(judged.collect())
     }
 

@@ -27,11 +27,7 @@ const METRICS: &[Metric] = &[
         Profile::Harness,
         "lm-evaluation-harness flexible-extract: the last number, compared as text",
     ),
-    Metric::new(
-        "paper",
-        Profile::Paper,
-        "the L2D reference: first `#### number`, commas removed, compared as text",
-    ),
+    Metric::new("paper", Profile::Paper, "the L2D reference: first `#### number`, commas removed, compared as text"),
 ];
 
 /// GSM8K in the paper's setting: 5 shots of the train split as earlier turns, at most 256 new tokens.

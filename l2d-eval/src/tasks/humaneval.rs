@@ -18,11 +18,7 @@ const METRICS: &[Metric] = &[
         "tests pass: the body, the whole function or the first fenced block that defines it",
     ),
     Metric::new("paper", Profile::Paper, "tests pass: the head and the completion as it is (the L2D reference)"),
-    Metric::new(
-        "bigcode",
-        Profile::Harness,
-        "tests pass: the completion cut where bigcode-evaluation-harness cuts it",
-    ),
+    Metric::new("bigcode", Profile::Harness, "tests pass: the completion cut where bigcode-evaluation-harness cuts it"),
 ];
 
 /// HumanEval in the paper's setting: the first five problems as shots and the other 159 as questions, ten completions of at

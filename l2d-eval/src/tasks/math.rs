@@ -224,8 +224,7 @@ mod tests {
 
     /// Which metrics count the completion, in the order accuracy, paper, hendrycks.
     fn correct(reference: &str, completion: &str) -> [bool; 3] {
-        let scores =
-            Math::default().score(&Problem::new("", reference), completion).expect("scores");
+        let scores = Math::default().score(&Problem::new("", reference), completion).expect("scores");
         METRICS.iter().map(|metric| scores[&*metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
     }
 

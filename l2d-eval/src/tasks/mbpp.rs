@@ -11,11 +11,7 @@ const STOPS: &[&str] = &["\nclass", "\nassert", "\n\"\"\"", "\nprint", "\nif", "
 const METRICS: &[Metric] = &[
     Metric::new("accuracy", Profile::Exact, "tests pass: the first fenced block, else the completion"),
     Metric::new("paper", Profile::Paper, "tests pass: the completion as it is (the L2D reference)"),
-    Metric::new(
-        "bigcode",
-        Profile::Harness,
-        "tests pass: the completion cut where bigcode-evaluation-harness cuts it",
-    ),
+    Metric::new("bigcode", Profile::Harness, "tests pass: the completion cut where bigcode-evaluation-harness cuts it"),
 ];
 
 /// MBPP in the paper's setting: the first five problems of `prompt` as shots, all of `test` but a twin of a shot as questions,

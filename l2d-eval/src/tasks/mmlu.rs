@@ -45,7 +45,10 @@ fn preamble(subject: Option<&str>) -> String {
 fn class_of(row: &Row) -> &'static str {
     match row.text("subject").unwrap_or_default() {
         "high_school_computer_science" => class::CODING,
-        "abstract_algebra" | "college_mathematics" | "elementary_mathematics" | "high_school_mathematics"
+        "abstract_algebra"
+        | "college_mathematics"
+        | "elementary_mathematics"
+        | "high_school_mathematics"
         | "high_school_statistics" => class::MATH,
         _ => class::GENERAL,
     }

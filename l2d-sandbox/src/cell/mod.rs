@@ -49,10 +49,8 @@ impl Missing {
 /// cell, run Python in it, and tell what became of it.
 pub fn enter() -> ExitCode {
     let told = match orders() {
-        Ok(orders) => build(&orders).unwrap_or_else(|missing| Told::NoLayer {
-            layer: missing.layer.to_owned(),
-            reason: missing.reason,
-        }),
+        Ok(orders) => build(&orders)
+            .unwrap_or_else(|missing| Told::NoLayer { layer: missing.layer.to_owned(), reason: missing.reason }),
         Err(reason) => Told::NoLayer { layer: "its orders".to_owned(), reason },
     };
     match serde_json::to_string(&told).map(|line| std::io::stderr().write_all(line.as_bytes())) {

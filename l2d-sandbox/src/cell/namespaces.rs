@@ -39,10 +39,8 @@ pub(super) fn enter() -> Result<(), Missing> {
         ("uid_map", format!("{NOBODY} {user} 1")),
         ("gid_map", format!("{NOBODY} {group} 1")),
     ] {
-        std::fs::write(format!("/proc/self/{file}"), content).map_err(|error| Missing {
-            layer: "namespaces",
-            reason: format!("/proc/self/{file}: {error}"),
-        })?;
+        std::fs::write(format!("/proc/self/{file}"), content)
+            .map_err(|error| Missing { layer: "namespaces", reason: format!("/proc/self/{file}: {error}") })?;
     }
     Ok(())
 }

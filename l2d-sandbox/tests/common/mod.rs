@@ -13,7 +13,8 @@ pub(crate) fn main(trials: Vec<(&'static str, fn() -> Result<(), Failed>)>) -> E
     if std::env::args().nth(1).as_deref() == Some(AGAIN) {
         return enter();
     }
-    let trials = trials.into_iter().map(|(name, test)| Trial::test(name, move || where_there_is_a_cell(test))).collect();
+    let trials =
+        trials.into_iter().map(|(name, test)| Trial::test(name, move || where_there_is_a_cell(test))).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

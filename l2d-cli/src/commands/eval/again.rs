@@ -88,7 +88,10 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
         std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
         let out = journal_in(&args.out, &name);
         if out.exists() {
-            return Err(CliError::Usage(format!("{} is there already: give an empty folder with --out", out.display())));
+            return Err(CliError::Usage(format!(
+                "{} is there already: give an empty folder with --out",
+                out.display()
+            )));
         }
         write_atomically(&out, |file| {
             for record in &records {
@@ -165,7 +168,9 @@ pub(super) fn compare(args: &CompareArgs) -> Result<(), CliError> {
                     });
                     let all: Option<Vec<Judged>> = judged.collect();
                     all.ok_or_else(|| {
-                        CliError::Usage(format!("{name}: not every sample has a `{metric}`: run `l2d eval rescore` first"))
+                        CliError::Usage(format!(
+                            "{name}: not every sample has a `{metric}`: run `l2d eval rescore` first"
+                        ))
                     })
                 };
                 let difference = PairedDifference::of(of(first)?, of(second)?)?;
@@ -192,7 +197,11 @@ fn runs(path: &Path) -> Result<BTreeMap<String, Vec<Record>>, CliError> {
         let none = RunResult { samples: Vec::new(), interrupted: false };
         let label = label(&record.settings, &none);
         let guidance = label.guidance.map_or_else(String::new, |strength| format!(", guidance {strength}"));
-        let steps = if record.settings["diffusion"]["adaptive"].is_null() { label.steps.to_string() } else { "adaptive".into() };
+        let steps = if record.settings["diffusion"]["adaptive"].is_null() {
+            label.steps.to_string()
+        } else {
+            "adaptive".into()
+        };
         let name = format!("{folder}/{} at {steps}{guidance}, seed {}", label.series, record.seed);
         runs.entry(name).or_default().push(record);
     }

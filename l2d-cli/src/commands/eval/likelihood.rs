@@ -44,10 +44,8 @@ impl<B: Backend> ModelScorer<'_, B> {
             let groups = self.tokens(question)?;
             let Some(likelihoods) = self.decoder.likelihoods(&groups, Some(self.cancel))? else { break };
             let options = likelihoods.into_iter().flatten();
-            let options = options.map(|option| OptionLikelihood {
-                log_probability: option.log_probability,
-                tokens: option.tokens,
-            });
+            let options = options
+                .map(|option| OptionLikelihood { log_probability: option.log_probability, tokens: option.tokens });
             let context_tokens = groups.first().map_or(0, |group| group.context.len());
             scored.push(ScoredQuestion { options: options.collect(), context_tokens });
         }

@@ -13,6 +13,7 @@ use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{BaseFingerprint, Checkpoint};
 use l2d_core::cpu::CacheFormat;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation};
+use l2d_eval::plot::EvaluationsBar;
 use l2d_eval::report::{Published, Report, RunReport, TaskReport};
 use l2d_eval::rows::{Row, SourceFile, check_count, read_split};
 use l2d_eval::task::{Profile, Turn};
@@ -28,7 +29,7 @@ use self::identity::Identity;
 use self::label::label;
 use self::likelihood::ModelScorer;
 use self::tools::Equipped;
-use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs};
+use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs, SolverKind};
 use crate::backend::BackendKind;
 use crate::decoding::Budget;
 use crate::error::CliError;
@@ -112,6 +113,7 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
         identity.check_owner(&args.out, task.name())?;
     }
     let cancel = on_interrupt()?;
+    let mut bars = Vec::new();
     for task in &tasks {
         let task = task.as_ref();
         let Rows { rows, shots, files } = read(args, task)?;
@@ -129,13 +131,27 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
                 generation: generation(args, &identity, point, task, beam.as_ref(), &guide),
             };
             let result = decode(
-                &model, &text, &guide, point, task, checked_beam, &cancel, backend, &evaluation, &settings, scoring,
+                &model,
+                &text,
+                &guide,
+                point,
+                task,
+                checked_beam,
+                &cancel,
+                backend,
+                &evaluation,
+                &settings,
+                scoring,
                 &mut journal,
             )?;
             let label = label(&settings.generation, &result);
             let report = RunReport::new(task, profile, label, &settings, &result);
             runs.push((report, result));
-            if runs.last().is_some_and(|(run, _)| run.interrupted) {
+            let (run, result) = runs.last().expect("one was just pushed");
+            if point.budget == Budget::Adaptive && points.len() == 1 {
+                bars.extend(EvaluationsBar::of(task.name(), result));
+            }
+            if run.interrupted {
                 break;
             }
         }
@@ -149,15 +165,15 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, profile, evaluation.counts(), hash, &files);
             let runs = runs.iter().map(|(run, result)| (run.clone(), result)).collect();
-            let report =
-                Report::new(described, identity.description.clone(), runs).in_environment(environment.clone());
+            let report = Report::new(described, identity.description.clone(), runs).in_environment(environment.clone());
             outputs::write(&args.out, &report, published.as_ref())?;
         }
         if interrupted {
             return Err(CliError::Interrupted);
         }
     }
-    Ok(())
+    let solver = args.decode.solver.and_then(SolverKind::adaptive).map(|solver| solver.to_string());
+    outputs::evaluations(&args.out, &solver.unwrap_or_default(), bars)
 }
 
 /// Runs one point of the grid.
@@ -252,12 +268,10 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
     for task in &tasks {
         let Rows { rows, shots, files } = read(args, task)?;
         let context = model.lm().config.max_positions;
-        let evaluation =
-            LikelihoodEvaluation::prepare(task, &rows, &shots, &args.selection(), context, &mut scorer)?;
+        let evaluation = LikelihoodEvaluation::prepare(task, &rows, &shots, &args.selection(), context, &mut scorer)?;
         let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
         let generation = json!({ "model": identity.key, "likelihood": true });
-        let settings =
-            RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
+        let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
         progress.finish();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use l2d_core::checkpoint::write_atomically;
-use l2d_eval::plot::AccuracyPlot;
+use l2d_eval::plot::{AccuracyPlot, CurvePlot, EvaluationsBar, EvaluationsPlot};
 use l2d_eval::report::{Published, Report};
 
 use crate::error::CliError;
@@ -27,9 +27,30 @@ pub(super) fn write(folder: &Path, report: &Report, published: Option<&Published
     Ok(())
 }
 
+/// Draws the evaluations a token that an adaptive solver took on each task, beside the paper's fixed budget.
+pub(super) fn evaluations(folder: &Path, solver: &str, bars: Vec<EvaluationsBar>) -> Result<(), CliError> {
+    if bars.is_empty() {
+        return Ok(());
+    }
+    let title = format!("{solver}: evaluations per token, task by task");
+    EvaluationsPlot { title, bars, budget: Some(15.0) }.draw()?.save(&folder.join("evaluations"))?;
+    Ok(())
+}
+
 fn charts(folder: &Path, report: &Report) -> Result<(), CliError> {
     let name = &report.task.name;
-    let title = format!("{name}: accuracy against diffusion steps");
-    AccuracyPlot::from_runs(title, "accuracy, %", &report.runs).draw()?.save(&folder.join(name))?;
+    let runs = &report.runs;
+    let title = format!("{name}: {} against diffusion steps", report.task.headline);
+    AccuracyPlot::from_runs(title, format!("{}, %", report.task.headline), runs).draw()?.save(&folder.join(name))?;
+    let others = [
+        ("guidance", CurvePlot::guidance(format!("{name}: guidance"), runs)),
+        ("along-t", CurvePlot::along_time(format!("{name}: along the diffusion of each token"), runs)),
+        ("best-of", CurvePlot::best_of(format!("{name}: best of N"), runs)),
+    ];
+    for (ending, plot) in others {
+        if let Some(plot) = plot {
+            plot.draw()?.save(&folder.join(format!("{name}-{ending}")))?;
+        }
+    }
     Ok(())
 }

@@ -82,8 +82,13 @@ impl<M, B: Backend> Answers<'_, M, B> {
         let context = model.lm().config.max_positions;
         let limit = LengthLimit { measure: &measure, max_tokens: eval::MAX_ROW_TOKENS, context };
         let task: &dyn l2d_eval::Task = problems.task.as_ref();
-        let evaluation =
-            Evaluation::prepare(task, &problems.rows, &problems.shots, &Selection::first(problems.count), Some(&limit))?;
+        let evaluation = Evaluation::prepare(
+            task,
+            &problems.rows,
+            &problems.shots,
+            &Selection::first(problems.count),
+            Some(&limit),
+        )?;
         let mut scores = Vec::new();
         for &steps in &problems.budgets {
             let params = DiffusionParams { evaluations: steps, ..DiffusionParams::default() };
