@@ -5,7 +5,10 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::error::{Error, Result};
-use crate::latex::{Boxed, Units, Value, last_boxed, normalise, same_value, without_commas, without_subscript_braces};
+use crate::latex::{
+    Boxed, Units, Value, last_boxed, minerva_answer, minerva_equal, minerva_normal, normalise, same_value,
+    without_commas, without_subscript_braces,
+};
 use crate::rows::{DataSet, Row};
 use crate::task::{Metric, Problem, Profile, Score, Scores, Task, class};
 
@@ -20,7 +23,7 @@ const METRICS: &[Metric] = &[
     Metric::new(
         "accuracy",
         Profile::Exact,
-        "the last box, else the last number; equal as exact numbers, lists or normal forms",
+        "the last box, else the last number; equal as exact numbers, lists, expressions or normal forms",
     ),
     Metric::new(
         "paper",
@@ -31,6 +34,11 @@ const METRICS: &[Metric] = &[
         "hendrycks",
         Profile::Harness,
         "lm-evaluation-harness hendrycks_math: between the first and the last `$`, else the whole text; equal normal forms",
+    ),
+    Metric::new(
+        "minerva",
+        Profile::Harness,
+        "lm-evaluation-harness minerva_math: after `Final Answer: The final answer is`; equal normal forms or expressions",
     ),
 ];
 
@@ -55,7 +63,7 @@ impl Task for Math {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn data_set(&self) -> Option<DataSet> {
@@ -121,12 +129,19 @@ impl Task for Math {
         let correct = matches!((&paper_expected, &paper_found), (Some(a), Some(b)) if a.equals(b));
         let paper = Score { extracted: paper_found.map(|found| found.text()), correct };
 
+        let found = minerva_answer(completion);
+        let boxed = last_boxed(&problem.solution).map_or("", Boxed::inner);
+        let normal = minerva_normal(&found);
+        let correct = minerva_equal(&normal, &minerva_normal(boxed));
+        let minerva = Score { extracted: (found != "[invalidanswer]").then_some(normal), correct };
+
         let whole = between_dollars(completion);
         let harness = Score { extracted: Some(whole.to_owned()), correct: hendrycks(whole, expected) };
         Ok(Scores::from([
             ("accuracy".to_owned(), exact),
             ("paper".to_owned(), paper),
             ("hendrycks".to_owned(), harness),
+            ("minerva".to_owned(), minerva),
         ]))
     }
 }
@@ -222,8 +237,8 @@ fn rounds_to(value: f64, decimal: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Which metrics count the completion, in the order accuracy, paper, hendrycks.
-    fn correct(reference: &str, completion: &str) -> [bool; 3] {
+    /// Which metrics count the completion, in the order accuracy, paper, hendrycks, minerva.
+    fn correct(reference: &str, completion: &str) -> [bool; 4] {
         let scores = Math::default().score(&Problem::new("", reference), completion).expect("scores");
         METRICS.iter().map(|metric| scores[&*metric.name].correct).collect::<Vec<_>>().try_into().unwrap()
     }
@@ -231,17 +246,22 @@ mod tests {
     #[test]
     fn metrics_differ_where_they_should() {
         for (reference, completion, expected) in [
-            (r"\boxed{\frac12}", r"\boxed{0.5}", [true, true, false]),
-            (r"\boxed{\frac{1}{3}}", r"\boxed{0.3}", [false, true, false]),
-            (r"\boxed{\frac{2}{4}}", r"\boxed{\frac{1}{2}}", [true, false, false]),
-            (r"\boxed{-5}", "it is -5", [true, false, false]),
-            (r"\boxed{5}", "it is -5", [false, true, false]),
-            (r"\boxed{7}", r"\fbox{7}", [true, false, false]),
-            (r"\boxed{1000}", "1,000", [true, false, false]),
-            (r"\boxed{\frac{1}{2}}", r"$\frac12$", [false, false, true]),
-            (r"\boxed{3}", "3", [true, true, true]),
-            (r"\boxed{(1,2)}", r"so \boxed{(1, 2)}", [true, true, false]),
-            (r"\boxed{3}", "", [false, false, false]),
+            (r"\boxed{\frac12}", r"\boxed{0.5}", [true, true, false, false]),
+            (r"\boxed{\frac{1}{3}}", r"\boxed{0.3}", [false, true, false, false]),
+            (r"\boxed{\frac{2}{4}}", r"\boxed{\frac{1}{2}}", [true, false, false, false]),
+            (r"\boxed{-5}", "it is -5", [true, false, false, false]),
+            (r"\boxed{5}", "it is -5", [false, true, false, false]),
+            (r"\boxed{7}", r"\fbox{7}", [true, false, false, false]),
+            (r"\boxed{1000}", "1,000", [true, false, false, false]),
+            (r"\boxed{\frac{1}{2}}", r"$\frac12$", [false, false, true, false]),
+            (r"\boxed{3}", "3", [true, true, true, false]),
+            (r"\boxed{(1,2)}", r"so \boxed{(1, 2)}", [true, true, false, false]),
+            (r"\boxed{3}", "", [false, false, false, false]),
+            (
+                r"\boxed{\frac{1}{2}}",
+                "Final Answer: The final answer is $0.5$. I hope it is correct.",
+                [true, true, true, true],
+            ),
         ] {
             assert_eq!(correct(reference, completion), expected, "{reference} {completion}");
         }
