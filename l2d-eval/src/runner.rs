@@ -1,5 +1,7 @@
 //! From rows to judged samples: prompts, batches, the journal, progress, stopping early.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -99,6 +101,8 @@ struct Question {
     class: &'static str,
     /// Tokens of the prompt where they were counted, else its bytes: only their order matters.
     length: usize,
+    /// Questions with the same shots, numbered as they first come.
+    group: usize,
 }
 
 /// A finished sample.
@@ -184,6 +188,7 @@ impl<'t> Evaluation<'t> {
             ..RowCounts::default()
         };
         let mut questions = Vec::new();
+        let mut groups: HashMap<Vec<Turn>, usize> = HashMap::new();
         let mut shortest: Option<usize> = None;
         for index in chosen {
             let row = &rows[index];
@@ -211,7 +216,9 @@ impl<'t> Evaluation<'t> {
                     continue;
                 }
             }
-            questions.push(Question { row: index, problem, turns, class: task.class(row), length: tokens });
+            let next = groups.len();
+            let group = *groups.entry(turns[..2 * shots.len()].to_vec()).or_insert(next);
+            questions.push(Question { row: index, problem, turns, class: task.class(row), length: tokens, group });
         }
         counts.questions = questions.len();
         if questions.is_empty() {
@@ -260,8 +267,9 @@ impl<'t> Evaluation<'t> {
         self.questions.iter().map(|question| (question.row, question.turns.as_slice()))
     }
 
-    /// Generates and judges every sample the journal does not hold yet, the longest prompts first: a batch's prompts are
-    /// alike in length, and what needs the most memory comes before hours of work. `cancel` is looked at before every
+    /// Generates and judges every sample the journal does not hold yet: questions with the same shots one after the other,
+    /// so that a decoder computes the shots once, and of those the longest first, so that a batch's prompts are alike in
+    /// length and what needs the most memory comes early. `cancel` is looked at before every
     /// batch; the generator may look at it too and give back what it had to leave as [`FinishReason::Cancelled`].
     ///
     /// # Errors
@@ -289,7 +297,7 @@ impl<'t> Evaluation<'t> {
             }
         }
         let mut samples = self.resume(finished, scoring)?;
-        open.sort_by_key(|(question, sample, _)| (std::cmp::Reverse(question.length), question.row, *sample));
+        open.sort_by_key(|(question, sample, _)| (question.group, Reverse(question.length), question.row, *sample));
         progress.begin(samples.len() + open.len(), samples.len());
 
         let mut interrupted = false;

@@ -40,7 +40,7 @@ fn said(text: String) -> Completion {
 /// Right in every sample but the first of each even row.
 fn sometimes_right(requests: &[GenerateRequest]) -> Result<Vec<Completion>, BoxError> {
     let answer = |request: &GenerateRequest| {
-        let wrong = request.sample == 0 && request.row % 2 == 0;
+        let wrong = request.sample == 0 && request.row.is_multiple_of(2);
         said(format!("={}", request.row + 1 + usize::from(wrong)))
     };
     Ok(requests.iter().map(answer).collect())
@@ -207,6 +207,27 @@ fn the_longest_prompts_come_first_and_answers_stay_in_order() {
     let result = evaluation.run(&settings(1), Scoring::Now, &mut generator, None, &mut (), &NEVER).unwrap();
     assert_eq!(seen, [1, 2, 3, 0]);
     assert_eq!(result.samples.iter().map(|sample| sample.row).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn questions_with_the_same_shots_stay_together() {
+    let row = |subject: &str, question: &str| {
+        json!({"question": question, "subject": subject, "choices": ["a", "b", "c", "d"], "answer": 0}).to_string()
+            + "\n"
+    };
+    let shots = from_jsonl("dev.jsonl", (row("x", "1") + &row("y", "2")).as_bytes()).unwrap();
+    let asked = row("x", "?") + &row("y", "??????") + &row("x", "???") + &row("y", "????");
+    let rows = from_jsonl("test.jsonl", asked.as_bytes()).unwrap();
+    let mut task = l2d_eval::tasks::by_name("mmlu", &Tools::default()).unwrap();
+    task.set_shots(1).unwrap();
+    let evaluation = Evaluation::prepare(task.as_ref(), &rows, &shots, &Selection::default(), None).unwrap();
+    let mut seen = Vec::new();
+    let mut generator = |requests: &[GenerateRequest]| {
+        seen.extend(requests.iter().map(|request| request.row));
+        sometimes_right(requests)
+    };
+    evaluation.run(&settings(1), Scoring::Now, &mut generator, None, &mut (), &NEVER).unwrap();
+    assert_eq!(seen, [2, 0, 1, 3], "by subject, and in each the longest first");
 }
 
 /// Passes programs that hold `return x + 1`, and counts its calls.
