@@ -76,7 +76,11 @@ fn parts_merge_into_the_whole_and_answers_are_scored_again_without_a_model() {
     assert!(!at.join("kept/arithmetic.json").exists());
     on(at, "compare", &["kept", "whole"], &["--metric", "accuracy"]).assert().code(2).stderr(contains("rescore"));
     on(at, "rescore", &["kept"], &["--data", data]).assert().success().stdout(contains("9 of 9 rows asked"));
-    assert_eq!(report(&at.join("kept"), "arithmetic")["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
+    let kept = report(&at.join("kept"), "arithmetic");
+    assert_eq!(kept["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
+    assert_eq!(kept["task"]["max_new_tokens"], 56, "as it was asked, not as it usually is");
+    // The journal has the scores now.
+    on(at, "compare", &["kept", "whole"], &[]).assert().success().stdout(contains("+0.0 points"));
     for extension in ["md", "csv", "json"] {
         assert!(at.join(format!("kept/arithmetic.{extension}")).exists(), "{extension}");
     }
@@ -259,11 +263,10 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     refused(&["--samples", "2-"], "`2-` is no row number or range");
     refused(&["--shard", "3/2"], "`3/2` is no I/N");
     refused(&["--shots", "2"], "arithmetic has no split for shots");
-    refused(&["--likelihood"], "it has no options to score by log-likelihood");
     refused(&["--guidance", "2"], "--guidance means nothing for the plain LM");
     refused(&["--along-t"], "--adapter");
     refused(&["--published", "/no/such/file.toml"], "/no/such/file.toml");
-    refused(&["--repeats", "0"], "`samples`: 0 is not at least 1");
+    refused(&["--repeats", "0"], "invalid value '0' for '--repeats <N>'");
     let adapter = tiny().join("adapter.safetensors");
     let adapter = adapter.to_str().expect("text");
     refused(&["--adapter", adapter, "--guidance", "2"], "this adapter was trained without guidance classes");
@@ -278,9 +281,60 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     long.args(["eval", "--tasks", "arithmetic", "--max-tokens", "100000", "--model"]).arg(tiny()).arg("--data").arg(at);
     long.arg("--out").arg(at.join("out"));
     long.assert().failure().stderr(contains("no question is left: the shortest prompt with 0 shots has"));
+    let likelihood = |more: &[&str]| {
+        let mut command = l2d();
+        command.args(["eval", "--tasks", "arithmetic", "--likelihood", "--model"]).arg(tiny()).arg("--data").arg(at);
+        command.arg("--out").arg(at.join("out")).args(more);
+        command.assert().failure()
+    };
+    likelihood(&[]).stderr(contains("it has no options to score by log-likelihood"));
+    likelihood(&["--temperature", "0.5"]).stderr(contains("--likelihood draws no tokens"));
+    likelihood(&["--seeds", "1,2"]).stderr(contains("cannot be used with"));
     let mut task = l2d();
     task.args(["eval", "--tasks", "humanevl", "--data", ".", "--model"]).arg(tiny());
     task.assert().failure().stderr(contains("no task `humanevl` (there is humaneval, "));
+}
+
+#[test]
+fn options_are_scored_by_likelihood() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let rows: String = (0..6)
+        .map(|i| format!("{{\"a\": {i}, \"options\": [\"{}\", \"{}\"], \"place\": {}}}\n", i * 2, i * 3 + 1, i % 2))
+        .collect();
+    std::fs::write(at.join("test.jsonl"), rows).expect("written");
+    let task = r#"
+        name = "doubles"
+        version = 1
+        question = "{{ a }}+{{ a }}"
+        answer = "{{ options[place] }}"
+        [data]
+        folder = "."
+        [[metrics]]
+        name = "bare"
+        [likelihood]
+        context = "{{ a }}+{{ a }}="
+        options = "options"
+        index = "{{ place }}"
+    "#;
+    std::fs::write(at.join("doubles.toml"), task).expect("written");
+    let run = |out: &str, more: &[&str]| {
+        let mut command = l2d();
+        command.args(["eval", "--likelihood", "--model"]).arg(tiny()).arg("--tasks").arg(at.join("doubles.toml"));
+        command.arg("--data").arg(at).arg("--out").arg(at.join(out)).args(more);
+        command.assert().success()
+    };
+    run("whole", &[]).stdout(contains("doubles_likelihood").and(contains("acc_norm %")));
+    let whole = report(&at.join("whole"), "doubles_likelihood");
+    assert_eq!(whole["runs"][0]["samples"], 6);
+    assert_eq!(whole["configs"]["doubles_likelihood"]["output_type"], "multiple_choice");
+    run("whole", &[]);
+    assert_eq!(report(&at.join("whole"), "doubles_likelihood")["runs"][0]["resumed"], 6);
+    let journal = std::fs::read_to_string(at.join("whole/doubles_likelihood.samples.jsonl")).expect("read");
+    let first: Value = serde_json::from_str(journal.lines().next().expect("a line")).expect("json");
+    let likelihoods: Vec<f64> =
+        first["likelihoods"].as_array().expect("two").iter().map(|l| l.as_f64().expect("a number")).collect();
+    assert!(likelihoods.len() == 2 && likelihoods.iter().all(|l| *l < 0.0), "{likelihoods:?}");
 }
 
 #[test]

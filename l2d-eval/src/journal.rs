@@ -86,9 +86,7 @@ pub(crate) fn hash(content: &[u8]) -> String {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    /// In the order they were written; of several with one key the last counts.
-    records: Vec<Record>,
-    places: HashMap<String, usize>,
+    kept: Kept,
 }
 
 impl Journal {
@@ -120,10 +118,9 @@ impl Journal {
             file.set_len(whole as u64).map_err(at)?;
         }
         file.seek(SeekFrom::Start(whole as u64)).map_err(at)?;
-        let mut journal = Self { path, file, records: Vec::new(), places: HashMap::new() };
-        let records = parse(&journal.path, &content[..whole])?;
-        journal.keep(records);
-        Ok(journal)
+        let mut kept = Kept::default();
+        kept.extend(parse(&path, &content[..whole])?);
+        Ok(Self { path, file, kept })
     }
 
     /// The file.
@@ -133,17 +130,17 @@ impl Journal {
 
     /// A finished sample by its key.
     pub fn get(&self, key: &str) -> Option<&Record> {
-        self.places.get(key).map(|place| &self.records[*place])
+        self.kept.places.get(key).map(|place| &self.kept.records[*place])
     }
 
     /// Finished samples.
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.kept.records.len()
     }
 
     /// Whether nothing is finished.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.kept.records.is_empty()
     }
 
     /// Appends a batch and syncs it: once this returns, its samples survive a crash.
@@ -159,16 +156,37 @@ impl Journal {
         let at = |source| Error::io(&self.path, source);
         self.file.write_all(&lines).map_err(at)?;
         self.file.sync_data().map_err(at)?;
-        self.keep(records.iter().cloned());
+        self.kept.extend(records.iter().cloned());
         Ok(())
     }
 
     /// All finished samples, in the order they were written.
     pub fn records(&self) -> &[Record] {
-        &self.records
+        &self.kept.records
     }
+}
 
-    fn keep(&mut self, records: impl IntoIterator<Item = Record>) {
+/// The samples of a journal that nobody writes to, of several with one key the last; a last line that was cut off is left out.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Journal`] with the line's number where a whole line is broken.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let content = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let mut kept = Kept::default();
+    kept.extend(parse(path, &content[..whole])?);
+    Ok(kept.records)
+}
+
+/// Samples in the order they were first written; of several with one key the last counts.
+#[derive(Debug, Default)]
+struct Kept {
+    records: Vec<Record>,
+    places: HashMap<String, usize>,
+}
+
+impl Kept {
+    fn extend(&mut self, records: impl IntoIterator<Item = Record>) {
         for record in records {
             match self.places.get(&record.key) {
                 Some(place) => self.records[*place] = record,
@@ -179,16 +197,6 @@ impl Journal {
             }
         }
     }
-}
-
-/// The samples of a journal that nobody writes to; a last line that was cut off is left out.
-///
-/// # Errors
-/// [`Error::Io`], or [`Error::Journal`] with the line's number where a whole line is broken.
-pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let content = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    parse(path, &content[..whole])
 }
 
 fn parse(path: &Path, content: &[u8]) -> Result<Vec<Record>> {

@@ -45,7 +45,7 @@ pub use code::{CodeRunner, CodeVerdict, Tools};
 pub use error::{BoxError, Error, Result};
 pub use generate::{Completion, FinishReason, GenerateRequest, Generator, Guessed};
 pub use journal::Journal;
-pub use rescore::{Rescored, rescore};
+pub use rescore::{Rescored, Rescoring, rescore};
 pub use runner::{Evaluation, LengthLimit, Progress, RowLength, RunResult, RunSettings, Sample, Scoring};
 pub use select::{Selection, Shard, parse_rows};
 pub use task::Task;

@@ -10,6 +10,17 @@ use crate::rows::Row;
 use crate::runner::{RowCounts, RunResult, RunSettings, Sample, judge};
 use crate::task::Task;
 
+/// A journal judged anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rescoring {
+    /// Its runs, settings and seeds apart, in the order they were first used.
+    pub runs: Vec<Rescored>,
+    /// Its rows; those without a completion are only counted.
+    pub rows: RowCounts,
+    /// Samples that are judged otherwise than they were, or were not yet, to be appended to the journal.
+    pub changed: Vec<Record>,
+}
+
 /// One run of a journal, judged anew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rescored {
@@ -19,18 +30,13 @@ pub struct Rescored {
     pub result: RunResult,
 }
 
-/// Judges all completions of a journal by the task as it is now, settings and seeds apart, in the order they were first used.
-/// Rows are found by number and must ask what the journal says was asked; rows without a completion are only counted.
-/// `path` is the journal's, for errors.
+/// Judges all completions of a journal by the task as it is now. Rows are found by number and must ask what the journal says
+/// was asked. `path` is the journal's, for errors. Log-likelihoods keep their scores: the journal holds no more than they were
+/// judged by.
 ///
 /// # Errors
 /// [`Error::JournalMismatch`] where a sample is another task's or another row's; what judging says.
-pub fn rescore(
-    task: &dyn Task,
-    rows: &[Row],
-    records: &[Record],
-    path: &std::path::Path,
-) -> Result<(Vec<Rescored>, RowCounts)> {
+pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::path::Path) -> Result<Rescoring> {
     let judged: Vec<Result<(&Record, Sample)>> = records
         .par_iter()
         .map(|record| {
@@ -46,10 +52,13 @@ pub fn rescore(
             let row = rows.get(record.row);
             let row = row.ok_or_else(|| mismatch(format!("the split has only {} rows", rows.len())))?;
             let problem = task.problem(row)?;
-            if problem.question != record.question {
+            let (scores, along) = if record.likelihoods.is_some() {
+                (record.scores.clone(), Vec::new())
+            } else if problem.question == record.question {
+                judge(task, &problem, &record.completion)?
+            } else {
                 return Err(mismatch(format!("{} asks something else than it answers", row.origin())));
-            }
-            let (scores, along) = judge(task, &problem, &record.completion)?;
+            };
             let completion = record.completion.clone();
             let (row, sample, seconds) = (record.row, record.sample, record.seconds);
             Ok((record, Sample { row, sample, completion, scores, along, seconds, resumed: true }))
@@ -57,9 +66,13 @@ pub fn rescore(
         .collect();
     let mut runs: Vec<Rescored> = Vec::new();
     let mut asked = BTreeSet::new();
+    let mut changed = Vec::new();
     for judged in judged {
         let (record, sample) = judged?;
         asked.insert(sample.row);
+        if sample.scores != record.scores {
+            changed.push(Record { scores: sample.scores.clone(), ..record.clone() });
+        }
         let same = |run: &&mut Rescored| run.settings.seed == record.seed && run.settings.generation == record.settings;
         let run = match runs.iter_mut().find(same) {
             Some(run) => run,
@@ -86,5 +99,5 @@ pub fn rescore(
         questions: asked.len(),
         ..RowCounts::default()
     };
-    Ok((runs, counts))
+    Ok(Rescoring { runs, rows: counts, changed })
 }

@@ -1,6 +1,7 @@
 //! `l2d eval`.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
@@ -109,10 +110,14 @@ pub(crate) struct EvalArgs {
 
     /// Answers to each question; above 1 pass@k is reported [default: the task's own, 10 for programs and 1 else].
     #[arg(long, value_name = "N", help_heading = "Questions")]
-    pub(crate) repeats: Option<usize>,
+    pub(crate) repeats: Option<NonZeroUsize>,
 
     /// Score multiple choice by the log-likelihood of each option, as lm-evaluation-harness does, with the plain LM.
-    #[arg(long, conflicts_with_all = ["steps", "repeats", "predict_only", "adapter"], help_heading = "Questions")]
+    #[arg(
+        long,
+        conflicts_with_all = ["steps", "seeds", "repeats", "max_tokens", "predict_only", "along_t", "adapter", "beams"],
+        help_heading = "Questions"
+    )]
     pub(crate) likelihood: bool,
 
     /// Also score what the answers were along the diffusion's time: each token as it was guessed at t, after the tokens that

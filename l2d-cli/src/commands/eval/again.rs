@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use l2d_core::checkpoint::write_atomically;
 use l2d_eval::journal::{self, Record};
+use l2d_eval::likelihood::ByLikelihood;
 use l2d_eval::metric::{Judged, PairedDifference};
 use l2d_eval::report::{Report, RunReport, TaskReport, describe_difference};
 use l2d_eval::rows::{check_count, read_split};
+use l2d_eval::runner::RowCounts;
 use l2d_eval::task::Profile;
 use l2d_eval::tasks::{NAMES, by_name};
-use l2d_eval::{RunResult, Tools, rescore};
+use l2d_eval::{Journal, Rescoring, RunResult, Task, Tools, rescore};
 use serde_json::Value;
 
 use super::identity::{description_in, same_model, title};
@@ -40,7 +42,8 @@ pub(super) fn list() -> Result<(), CliError> {
 pub(super) fn rescore_folder(args: &RescoreArgs) -> Result<(), CliError> {
     for name in names(&args.folder, args.tasks.as_deref())? {
         let model = description_in(&args.folder, file_name(&name))?.unwrap_or_default();
-        score(&args.folder, &args.data, &name, model, &args.scoring)?;
+        let earlier = rows_in(std::slice::from_ref(&args.folder), file_name(&name));
+        score(&args.folder, &args.data, &name, model, earlier, &args.scoring)?;
     }
     Ok(())
 }
@@ -100,29 +103,75 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
             }
             Ok(())
         })?;
-        score(&args.out, &args.data, &name, model.unwrap_or_default(), &args.scoring)?;
+        let earlier = rows_in(&args.parts, file_name(&name));
+        score(&args.out, &args.data, &name, model.unwrap_or_default(), earlier, &args.scoring)?;
     }
     Ok(())
 }
 
-/// Judges the samples of one task in a folder and writes its report there.
-fn score(folder: &Path, data: &Path, name: &str, model: Value, scoring: &ScoringArgs) -> Result<(), CliError> {
+/// What earlier reports say became of the rows, all parts together; `None` where one has none.
+fn rows_in(folders: &[PathBuf], task: &str) -> Option<RowCounts> {
+    let mut all = RowCounts::default();
+    for folder in folders {
+        let text = std::fs::read_to_string(folder.join(format!("{task}.json"))).ok()?;
+        let report: Value = serde_json::from_str(&text).ok()?;
+        let RowCounts { rows, shots, too_long, without_answer, .. } =
+            serde_json::from_value(report["task"]["rows"].clone()).ok()?;
+        all.rows += rows;
+        all.shots += shots;
+        all.too_long += too_long;
+        all.without_answer += without_answer;
+    }
+    Some(all)
+}
+
+/// The task that samples are of; log-likelihoods are a task of their own.
+fn task_of(name: &str, scoring: &ScoringArgs) -> Result<(Box<dyn Task>, Value), CliError> {
+    if let Some(plain) = name.strip_suffix("_likelihood") {
+        return Ok((Box::new(ByLikelihood::new(by_name(plain, &Tools::default())?)?), Value::Null));
+    }
+    let mut equipped = tools::with_sandbox(&[name.to_owned()], scoring, true)?;
+    Ok((equipped.tasks.remove(0), equipped.environment))
+}
+
+/// Judges the samples of one task in a folder, keeps what is new of that in the journal and writes the report. `earlier` is
+/// what became of the rows when they were asked.
+fn score(
+    folder: &Path,
+    data: &Path,
+    name: &str,
+    model: Value,
+    earlier: Option<RowCounts>,
+    scoring: &ScoringArgs,
+) -> Result<(), CliError> {
     let profile: Profile = scoring.profile.parse()?;
     let published = super::published(scoring)?;
     let path = journal_in(folder, name);
-    let records = journal::read(&path)?;
-    // Log-likelihoods are judged when they are computed: the journal holds no more than they did.
-    if records.iter().any(|record| record.likelihoods.is_some()) {
-        say!("{}: log-likelihoods; their scores stand", path.display())?;
-        return Ok(());
+    if !path.is_file() {
+        return Err(CliError::Usage(format!("{} is not there: nothing was generated for {name}", path.display())));
     }
-    let mut tasks = tools::with_sandbox(&[name.to_owned()], scoring, true)?;
-    let task = tasks.tasks.remove(0);
+    let mut journal = Journal::open(&path)?;
+    let (mut task, environment) = task_of(name, scoring)?;
+    if let Some(asked) = journal.records().first().map(|record| &record.settings["asked"]) {
+        if let Some(shots) = asked["shots"].as_u64() {
+            task.set_shots(shots as usize)?;
+        }
+        if let Some(tokens) = asked["max_new_tokens"].as_u64() {
+            task.set_max_new_tokens(tokens as usize);
+        }
+    }
     let (rows, files) = read_split(data, task.as_ref(), task.split())?;
     if let Err(error) = check_count(task.as_ref(), rows.len()) {
         tracing::warn!("{error}");
     }
-    let (runs, counts) = rescore(task.as_ref(), &rows, &records, &path)?;
+    let Rescoring { runs, rows: counted, changed } = rescore(task.as_ref(), &rows, journal.records(), &path)?;
+    journal.append(&changed)?;
+    let counts = match earlier {
+        Some(RowCounts { rows, shots, too_long, without_answer, .. }) => {
+            RowCounts { rows, shots, too_long, without_answer, ..counted }
+        }
+        None => counted,
+    };
     let hash = earlier_hash(folder, file_name(name));
     let described = TaskReport::new(task.as_ref(), profile, counts, hash.as_deref(), &files);
     let runs: Vec<(RunReport, &RunResult)> = runs
@@ -132,7 +181,7 @@ fn score(folder: &Path, data: &Path, name: &str, model: Value, scoring: &Scoring
             (RunReport::new(task.as_ref(), profile, label, &run.settings, &run.result), &run.result)
         })
         .collect();
-    let report = Report::new(described, model, runs).in_environment(tasks.environment);
+    let report = Report::new(described, model, runs).in_environment(environment);
     outputs::write(folder, &report, published.as_ref())
 }
 

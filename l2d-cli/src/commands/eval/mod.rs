@@ -7,6 +7,7 @@ mod likelihood;
 mod outputs;
 pub(crate) mod tools;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::Backend;
@@ -22,6 +23,7 @@ use l2d_eval::{
     BoxError, Evaluation, Journal, LengthLimit, RowLength, RunResult, RunSettings, Scoring, Selection, Task, Tools,
 };
 use l2d_infer::decode::{Beam, BeamParams, Decoder};
+use l2d_infer::sampler::SamplingParams;
 use serde_json::{Value, json};
 
 use self::again::SAMPLES;
@@ -125,7 +127,7 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
         let mut runs: Vec<(RunReport, RunResult)> = Vec::new();
         for point in &points {
             let settings = RunSettings {
-                samples: args.repeats.unwrap_or_else(|| task.repeats()),
+                samples: args.repeats.map_or_else(|| task.repeats(), NonZeroUsize::get),
                 batch_size: args.batch_size,
                 seed: point.seed,
                 generation: generation(args, &identity, point, task, beam.as_ref(), &guide),
@@ -218,6 +220,7 @@ fn generation(
     guide: &Guide,
 ) -> Value {
     let mut generation = json!({
+        "asked": { "shots": task.shots(), "max_new_tokens": task.max_new_tokens() },
         "model": identity.key,
         "diffusion": point.decode.diffusion(point.budget),
         "sampling": point.decode.sampling_for(task.temperature()),
@@ -242,6 +245,9 @@ fn generation(
 
 /// `--likelihood`.
 fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
+    if args.decode.sampling() != SamplingParams::default() {
+        return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
+    }
     let published = published(&args.scoring)?;
     let mut tasks = Vec::new();
     for name in &args.tasks {
@@ -270,7 +276,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
         let context = model.lm().config.max_positions;
         let evaluation = LikelihoodEvaluation::prepare(task, &rows, &shots, &args.selection(), context, &mut scorer)?;
         let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
-        let generation = json!({ "model": identity.key, "likelihood": true });
+        let generation = json!({ "asked": { "shots": task.shots() }, "model": identity.key, "likelihood": true });
         let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
