@@ -39,4 +39,6 @@ pub(crate) enum Told {
     },
     /// The time was up.
     TimedOut,
+    /// Never told: the builder itself was killed.
+    Killed,
 }

@@ -178,11 +178,12 @@ impl Sandbox {
         };
         let mut output = Kept::new(stdout, self.limits.output);
         let mut said = Kept::new(stderr, TOLD);
-        if !listen(&mut [&mut output, &mut said], start + self.limits.wall + GRACE) {
+        let heard = listen(&mut [&mut output, &mut said], start + self.limits.wall + GRACE);
+        if !heard {
             // The builder watches the clock itself; one that does not is ended, and the cell with it.
             let _ = child.kill();
         }
-        let cpu = wait(child.id());
+        let (status, cpu) = wait(child.id());
         let wall = start.elapsed();
         let said = said.text();
         let told = match serde_json::from_str(&said) {
@@ -192,7 +193,9 @@ impl Sandbox {
             }
             Ok(Told::NoPython(reason)) => return Err(Error::Python(reason)),
             Ok(told) => told,
-            Err(_) if wall >= self.limits.wall => Told::TimedOut,
+            // Nothing inside can end the builder; the system does where it runs out of memory.
+            Err(_) if heard && libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL => Told::Killed,
+            Err(_) if !heard => Told::TimedOut,
             Err(_) => {
                 let said = if said.is_empty() { "it said nothing" } else { said.trim() };
                 return Err(Error::Broken(format!("{}: {said}", self.launcher.program.display())));
@@ -217,7 +220,11 @@ fn remedy(layer: &str) -> &'static str {
 }
 
 fn judge(run: &Run, secret: &str) -> Verdict {
-    let Told::Ended { status, told } = &run.told else { return Verdict::TimedOut };
+    let (status, told) = match &run.told {
+        Told::Ended { status, told } => (status, told),
+        Told::Killed => return Verdict::OutOfMemory,
+        _ => return Verdict::TimedOut,
+    };
     // More than once where a fork of the program came to the end as well.
     let ends = told.len() / secret.len();
     if ends > 0 && *told == secret.repeat(ends) && libc::WIFEXITED(*status) && libc::WEXITSTATUS(*status) == 0 {
@@ -320,8 +327,8 @@ fn listen(pipes: &mut [&mut dyn Listened], deadline: Instant) -> bool {
     }
 }
 
-/// Waits for a child, and gives the CPU time of it and of all that it and its children waited for.
-fn wait(child: u32) -> Duration {
+/// Waits for a child, and gives how it ended and the CPU time of it and of all that it and its children waited for.
+fn wait(child: u32) -> (i32, Duration) {
     let mut status = 0;
     // SAFETY: an all-zero rusage is a valid one.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -331,5 +338,5 @@ fn wait(child: u32) -> Duration {
     {}
     let time =
         |time: libc::timeval| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64);
-    time(usage.ru_utime) + time(usage.ru_stime)
+    (status, time(usage.ru_utime) + time(usage.ru_stime))
 }

@@ -392,6 +392,8 @@ call((248, 217), b'user', b'a', b'b', 1, -1)        # add_key
 call((425, 425), 1, 0)                              # io_uring_setup
 call((323, 282), 0)                                 # userfaultfd
 call((41, 198), 2, 1, 0)                            # socket
+call((29, 194), 0, 1 << 30, 0o1600)                 # shmget
+call((319, 279), b'x', 0)                           # memfd_create
 if intel:
     for number in (41, 101, 165, 425):              # the same by their x32 numbers
         call((number | 0x40000000,) * 2, 0, 0, 0, 0)
@@ -433,6 +435,44 @@ else:
 assert os.read(0, 10) == b''
 ",
     );
+    Ok(())
+}
+
+/// Ends when whoever started it ends, however suddenly.
+fn a_cell_ends_with_its_parent() -> Test {
+    let mark = format!("left-behind-{}", std::process::id());
+    let alive = || {
+        let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+        let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.filter(|line| String::from_utf8_lossy(line).ends_with(&format!("{mark}\0"))).count()
+    };
+    let mut parent = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", "in_a_process_that_is_killed"])
+        .env("L2D_SANDBOX_MARK", &mark)
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let begun = Instant::now();
+    while alive() == 0 && begun.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(alive() > 0, "it never ran");
+    parent.kill()?;
+    parent.wait()?;
+    let begun = Instant::now();
+    while alive() > 0 && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(alive(), 0);
+    Ok(())
+}
+
+/// Run by the test before, to be killed.
+fn in_a_process_that_is_killed() -> Test {
+    let Ok(mark) = std::env::var("L2D_SANDBOX_MARK") else { return Ok(()) };
+    let limits = Limits { wall: Duration::from_secs(60), ..Limits::default() };
+    sandbox(limits).run(&format!(
+        "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(50)', '{mark}'])"
+    ))?;
     Ok(())
 }
 
@@ -493,6 +533,8 @@ fn main() -> ExitCode {
         ("the_kernels_doors_are_shut", the_kernels_doors_are_shut),
         ("a_crash_is_a_failure", a_crash_is_a_failure),
         ("descriptors_of_the_parent_do_not_come_along", descriptors_of_the_parent_do_not_come_along),
+        ("a_cell_ends_with_its_parent", a_cell_ends_with_its_parent),
+        ("in_a_process_that_is_killed", in_a_process_that_is_killed),
         ("without_namespaces_nothing_runs", without_namespaces_nothing_runs),
         ("in_a_process_without_namespaces", in_a_process_without_namespaces),
     ])

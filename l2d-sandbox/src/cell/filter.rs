@@ -44,6 +44,12 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_swapon,
     libc::SYS_swapoff,
     libc::SYS_acct,
+    // Memory that no limit of a process counts.
+    libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
+    libc::SYS_shmget,
+    libc::SYS_msgget,
+    libc::SYS_semget,
     // Kernel interfaces with a history.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,

@@ -47,6 +47,8 @@ pub(super) fn enter() -> Result<(), Missing> {
 
 /// Makes the first process's file system and host name its own.
 pub(super) fn furnish(orders: &Orders) -> Result<(), Missing> {
+    // Where the machine runs out of memory all the same, what is in here goes first.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     if orders.layers.namespaces {
         let missing = Missing::of("namespaces");
         let none: Option<&str> = None;
