@@ -290,6 +290,11 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     likelihood(&[]).stderr(contains("it has no options to score by log-likelihood"));
     likelihood(&["--temperature", "0.5"]).stderr(contains("--likelihood draws no tokens"));
     likelihood(&["--seeds", "1,2"]).stderr(contains("cannot be used with"));
+    if !cfg!(feature = "hub") {
+        let mut hub = l2d();
+        hub.args(["eval", "--tasks", "gsm8k", "--data", "hub", "--model"]).arg(tiny()).arg("--out").arg(at.join("out"));
+        hub.assert().failure().stderr(contains("hf://datasets/openai/gsm8k").and(contains("--features hub")));
+    }
     let mut task = l2d();
     task.args(["eval", "--tasks", "humanevl", "--data", ".", "--model"]).arg(tiny());
     task.assert().failure().stderr(contains("no task `humanevl` (there is humaneval, "));

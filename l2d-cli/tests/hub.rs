@@ -232,3 +232,28 @@ fn what_is_not_there_is_named() {
     // A file of it is fetched, and is then the model's to judge.
     generate(home.path(), &endpoint, "hf://org/ggufs/a-Q4.gguf").assert().code(1);
 }
+
+#[test]
+fn each_tasks_own_data_set_is_fetched() {
+    let home = tempfile::tempdir().expect("a folder");
+    let row = |n: u32| {
+        let choices = serde_json::json!({ "text": ["1", "2"], "label": ["A", "B"] });
+        serde_json::json!({ "question": format!("What is {n}?"), "choices": choices, "answerKey": "A" }).to_string()
+            + "\n"
+    };
+    let files = BTreeMap::from([
+        ("ARC-Easy/test.jsonl".to_string(), row(1).into_bytes()),
+        ("ARC-Easy/validation.jsonl".to_string(), (row(2) + &row(3)).into_bytes()),
+    ]);
+    let (hub, endpoint) = Hub::with("datasets/allenai/ai2_arc", files).serve();
+    let eval = |task: &str| {
+        let mut command = l2d(home.path(), &endpoint);
+        command.args(["eval", "--data", "hub", "--shots", "1", "--samples", "0", "--write-out", "--tasks", task]);
+        command.arg("--model").arg(tiny());
+        command
+    };
+    let shown = eval("arc_easy").assert().success();
+    shown.stdout(predicates::str::contains("What is 2?").and(predicates::str::contains("What is 1?")));
+    assert!(hub.asked().iter().any(|path| path.contains("ARC-Easy/test.jsonl")));
+    eval("piqa").assert().failure().stderr(predicates::str::contains("datasets/ybisk/piqa"));
+}

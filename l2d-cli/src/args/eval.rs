@@ -64,7 +64,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_delimiter = ',', required = true, value_name = "TASKS")]
     pub(crate) tasks: Vec<String>,
 
-    /// Folder of data sets in the Hugging Face layout.
+    /// Folder of data sets in the Hugging Face layout, or the word hub: each task's own from there.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
 
@@ -171,7 +171,7 @@ pub(crate) struct RescoreArgs {
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
 
-    /// Folder of data sets in the Hugging Face layout.
+    /// Folder of data sets in the Hugging Face layout, or the word hub: each task's own from there.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
 
@@ -193,7 +193,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// Folder of data sets in the Hugging Face layout.
+    /// Folder of data sets in the Hugging Face layout, or the word hub: each task's own from there.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
 

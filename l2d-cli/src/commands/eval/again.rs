@@ -160,7 +160,8 @@ fn score(
             task.set_max_new_tokens(tokens as usize);
         }
     }
-    let (rows, files) = read_split(data, task.as_ref(), task.split())?;
+    let data = super::data_of(data, task.as_ref())?;
+    let (rows, files) = read_split(&data, task.as_ref(), task.split())?;
     if let Err(error) = check_count(task.as_ref(), rows.len()) {
         tracing::warn!("{error}");
     }

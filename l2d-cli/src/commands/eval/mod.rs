@@ -8,6 +8,7 @@ mod outputs;
 pub(crate) mod tools;
 
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::Backend;
@@ -36,9 +37,13 @@ use crate::backend::BackendKind;
 use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::generator::{Guide, ModelGenerator, messages};
+use crate::hub;
 use crate::model::{Model, Text, on_interrupt};
 use crate::output::say;
 use crate::progress::EvalProgress;
+
+/// What `--data` says where each task's data set is to come from the hub.
+const HUB: &str = "hub";
 
 /// The paper drops rows whose prompt and reference answer are longer together.
 pub(crate) const MAX_ROW_TOKENS: usize = 2048;
@@ -350,7 +355,8 @@ struct Rows {
 /// The rows of a task and those its shots come from. Another number of rows than published is refused where all were asked
 /// for, and else said.
 fn read(args: &EvalArgs, task: &dyn Task) -> Result<Rows, CliError> {
-    let (rows, mut files) = read_split(&args.data, task, task.split())?;
+    let data = data_of(&args.data, task)?;
+    let (rows, mut files) = read_split(&data, task, task.split())?;
     if let Err(error) = check_count(task, rows.len()) {
         if !args.any_row_count && args.selection() == Selection::default() {
             return Err(error.into());
@@ -359,12 +365,24 @@ fn read(args: &EvalArgs, task: &dyn Task) -> Result<Rows, CliError> {
     }
     let mut shots = Vec::new();
     if task.shots() > 0 && task.shot_rows() != Some(0) {
-        let (read, from) = read_split(&args.data, task, task.shot_split())?;
+        let (read, from) = read_split(&data, task, task.shot_split())?;
         shots = read;
         files.extend(from);
         files.dedup();
     }
     Ok(Rows { rows, shots, files })
+}
+
+/// Where the task's rows lie: the folder that was given, or the hub's copy of the task's data set for the word `hub`.
+fn data_of(given: &Path, task: &dyn Task) -> Result<PathBuf, CliError> {
+    let mut folder = given.to_path_buf();
+    if given == Path::new(HUB)
+        && let Some(data_set) = task.data_set()
+    {
+        folder = PathBuf::from(format!("hf://datasets/{}/{}", data_set.owner, data_set.name));
+        hub::fetch(&mut folder)?;
+    }
+    Ok(folder)
 }
 
 /// The numbers to stand beside ours.
