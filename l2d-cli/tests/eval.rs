@@ -73,12 +73,13 @@ fn parts_merge_into_the_whole_and_answers_are_scored_again_without_a_model() {
     // Kept now, scored later.
     let kept = eval(at, "kept", &[&grid[..], &["--predict-only"]].concat()).assert().success();
     kept.stdout(contains("18 answers in").and(contains("l2d eval rescore")));
-    assert!(!at.join("kept/arithmetic.json").exists());
+    assert!(at.join("kept/arithmetic.json").exists() && !at.join("kept/arithmetic.md").exists());
     on(at, "compare", &["kept", "whole"], &["--metric", "accuracy"]).assert().code(2).stderr(contains("rescore"));
     on(at, "rescore", &["kept"], &["--data", data]).assert().success().stdout(contains("9 of 9 rows asked"));
     let kept = report(&at.join("kept"), "arithmetic");
     assert_eq!(kept["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
     assert_eq!(kept["task"]["max_new_tokens"], 56, "as it was asked, not as it usually is");
+    assert_eq!((&kept["task"]["prompt_hash"], &kept["model"]), (&whole["task"]["prompt_hash"], &whole["model"]));
     // The journal has the scores now.
     on(at, "compare", &["kept", "whole"], &[]).assert().success().stdout(contains("+0.0 points"));
     for extension in ["md", "csv", "json"] {
@@ -374,4 +375,45 @@ fn answers_along_the_time_and_several_strengths_of_a_run() {
     assert!(times.is_sorted() && times[0] == 0.0 && times[5] < 1.0, "{times:?}");
     assert!(along.iter().all(|at| (0.0..=1.0).contains(&at["agreement"].as_f64().expect("a share"))));
     assert_eq!(report["runs"][1]["pass_at_k"].as_array().expect("two").len(), 2);
+}
+
+#[test]
+fn strengths_of_guidance_are_compared_by_each_tasks_class() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 4);
+    let train = |classes: &str, out: &str| {
+        let names: Vec<&str> = classes.split(',').collect();
+        let row = |i: usize| {
+            let class = names[i % names.len()];
+            format!("{{\"question\":\"{i}*2\",\"answer\":\"{i}*2={}\",\"kind\":\"{class}\"}}\n", 2 * i)
+        };
+        std::fs::write(at.join("train.jsonl"), (100..130).map(row).collect::<String>()).expect("written");
+        let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+        let settings = format!(
+            "steps = 2\nbatch_size = 4\n[diffusion]\nclasses = [{}]\n[columns]\nclass = \"kind\"\n",
+            quoted.join(", ")
+        );
+        std::fs::write(at.join("train.toml"), settings).expect("written");
+        let mut command = l2d();
+        command.env("L2D_CACHE", at.join("cache")).args(["train", "--model"]).arg(tiny());
+        command.arg("--data").arg(at.join("train.jsonl")).arg("--config").arg(at.join("train.toml"));
+        command.arg("--out").arg(at.join(out)).assert().success();
+        at.join(out).join("adapter.safetensors").to_str().expect("text").to_owned()
+    };
+    let guided = train("math,coding,general knowledge", "run");
+    let ran = eval(at, "out", &["--adapter", &guided, "--steps", "1,3", "--guidance", "0,2"]).assert().success();
+    ran.stdout(contains("| guidance |").and(contains("L2D at 3 steps, guidance 2, seed 0 − L2D at 1 step, seed 0")));
+    let report = report(&at.join("out"), "arithmetic");
+    let label = |run: usize| (report["runs"][run]["steps"].clone(), report["runs"][run]["guidance"].clone());
+    assert_eq!(
+        [label(0), label(1), label(2)],
+        [(json!(1), json!(null)), (json!(3), json!(0.0)), (json!(3), json!(2.0))]
+    );
+    assert_eq!(report["runs"][1]["settings"]["generation"]["class"], "the task's");
+    assert!(at.join("out/arithmetic-guidance.png").exists());
+
+    let others = train("sums,products", "others");
+    let refused = eval(at, "out2", &["--adapter", &others, "--steps", "3", "--guidance", "2"]).assert().code(2);
+    refused.stderr(contains("--class math: this adapter's classes are sums, products"));
 }

@@ -98,6 +98,8 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
     for task in &mut tasks {
         adjust(task.as_mut(), args)?;
     }
+    // What is missing is said before a model is loaded.
+    let asked = tasks.iter().map(|task| read(args, task.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let device = B::Device::default();
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     let usual = match &args.model.adapter {
@@ -121,9 +123,8 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
     }
     let cancel = on_interrupt()?;
     let mut bars = Vec::new();
-    for task in &tasks {
+    for (task, Rows { rows, shots, files }) in tasks.iter().zip(asked) {
         let task = task.as_ref();
-        let Rows { rows, shots, files } = read(args, task)?;
         let measure = |turns: &[Turn], solution: &str| length(&text, turns, solution);
         let context = model.lm().config.max_positions;
         let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS, context };
@@ -164,16 +165,20 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
         }
         let interrupted = runs.iter().any(|(run, _)| run.interrupted);
         let count: usize = runs.iter().map(|(run, _)| run.samples).sum();
-        if args.predict_only {
-            let journal = journal.path().display();
-            say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
-        } else if count > 0 {
-            // Called off before anything was finished: an older result is not replaced by nothing.
+        // Called off before anything was finished: an older result is not replaced by nothing.
+        if count > 0 {
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, profile, evaluation.counts(), hash, &files);
             let runs = runs.iter().map(|(run, result)| (run.clone(), result)).collect();
             let report = Report::new(described, identity.description.clone(), runs).in_environment(environment.clone());
-            outputs::write(&args.out, &report, published.as_ref())?;
+            if args.predict_only {
+                // What was asked of which model, for whoever scores it.
+                outputs::write_json(&args.out, &report)?;
+                let journal = journal.path().display();
+                say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
+            } else {
+                outputs::write(&args.out, &report, published.as_ref())?;
+            }
         }
         if interrupted {
             return Err(CliError::Interrupted);
@@ -262,6 +267,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
         }
         tasks.push(task);
     }
+    let asked = tasks.iter().map(|task| read(args, task)).collect::<Result<Vec<_>, _>>()?;
     let device = B::Device::default();
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
@@ -276,8 +282,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
         cancel: &cancel,
         threads: backend.decode_threads(),
     };
-    for task in &tasks {
-        let Rows { rows, shots, files } = read(args, task)?;
+    for (task, Rows { rows, shots, files }) in tasks.iter().zip(asked) {
         let context = model.lm().config.max_positions;
         let evaluation = LikelihoodEvaluation::prepare(task, &rows, &shots, &args.selection(), context, &mut scorer)?;
         let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;

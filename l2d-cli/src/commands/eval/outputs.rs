@@ -19,12 +19,18 @@ pub(super) fn write(folder: &Path, report: &Report, published: Option<&Published
         Some(published) => report.to_markdown_beside(published),
         None => report.to_markdown(),
     };
-    save("json", &report.to_json()?)?;
+    write_json(folder, report)?;
     save("md", &markdown)?;
     save("csv", &report.to_csv()?)?;
     charts(folder, report)?;
     say!("{markdown}")?;
     Ok(())
+}
+
+/// Writes a report as JSON alone: it has no scores yet.
+pub(super) fn write_json(folder: &Path, report: &Report) -> Result<(), CliError> {
+    let (path, text) = (folder.join(format!("{}.json", report.task.name)), report.to_json()?);
+    Ok(write_atomically(&path, |out| out.write_all(text.as_bytes()))?)
 }
 
 /// Draws the evaluations a token that an adaptive solver took on each task, beside the paper's fixed budget.
