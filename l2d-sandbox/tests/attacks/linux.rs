@@ -1,5 +1,6 @@
 //! What a hostile program tries, and what becomes of it.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::path::PathBuf;
@@ -511,7 +512,7 @@ fn in_a_process_without_namespaces() -> Test {
     Ok(())
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     common::main(vec![
         ("a_fork_bomb_stays_small", a_fork_bomb_stays_small),
         ("an_endless_loop_ends", an_endless_loop_ends),

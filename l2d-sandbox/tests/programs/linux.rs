@@ -1,5 +1,6 @@
 //! Ordinary programs: right ones pass, wrong ones say why, and the published solutions of HumanEval and MBPP are right.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::io::Read;
@@ -251,7 +252,7 @@ fn passing(programs: &[String]) -> Vec<usize> {
     (0..programs.len()).filter(|&place| verdicts[place] == Verdict::Passed).collect()
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     common::main(vec![
         ("right_programs_pass", right_programs_pass),
         ("wrong_programs_say_why", wrong_programs_say_why),
