@@ -1,6 +1,7 @@
 //! Tests whose binary is what the sandbox starts again.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use l2d_sandbox::{Error, Launcher, Limits, Mode, Outcome, Sandbox, Verdict, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -39,7 +40,9 @@ pub(crate) fn sandbox(limits: Limits) -> Sandbox {
 }
 
 pub(crate) fn run(program: &str) -> Outcome {
-    sandbox(Limits::default()).run(program).unwrap_or_else(|error| panic!("{error}"))
+    // Busy machines are slow; what must end in time asks for less.
+    let limits = Limits { wall: Duration::from_secs(20), cpu: Duration::from_secs(20), ..Limits::default() };
+    sandbox(limits).run(program).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The program's error; it must have failed.

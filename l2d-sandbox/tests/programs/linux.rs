@@ -111,7 +111,8 @@ fn what_is_missing_is_named() -> Test {
 }
 
 fn off_is_a_clock_and_limits_alone() -> Test {
-    let cell = Sandbox::new(Mode::Off, Limits::default(), launcher(), None)?;
+    let limits = Limits { wall: Duration::from_secs(8), cpu: Duration::from_secs(2), ..Limits::default() };
+    let cell = Sandbox::new(Mode::Off, limits, launcher(), None)?;
     assert_eq!(*cell.layers(), Layers::NONE);
     assert_eq!(cell.run("open('/etc/passwd').read()")?.verdict, Verdict::Passed);
     assert_eq!(cell.run("assert False")?.verdict, Verdict::Failed { error: "AssertionError".to_owned() });
