@@ -239,11 +239,7 @@ fn mutants_of_mbpp_fail() -> Test {
     };
     if let Some(programs) = mbpp(mutate) {
         let passed = passing(&programs);
-        // Tests that are satisfied by anything true.
-        assert!(passed.len() <= 974 / 20, "{} mutants of 974 pass: {passed:?}", passed.len());
-        for &place in &passed {
-            println!("passes without a solution: {}", programs[place].lines().last().unwrap_or_default());
-        }
+        assert!(passed.is_empty(), "{} of {} pass without a solution: {passed:?}", passed.len(), programs.len());
     }
     Ok(())
 }
