@@ -165,12 +165,9 @@ pub(crate) struct ScoringArgs {
     pub(crate) published: Option<PathBuf>,
 }
 
+/// Which answers are judged, and how.
 #[derive(Debug, Args)]
-pub(crate) struct RescoreArgs {
-    /// Folder of an evaluation, with its TASK.samples.jsonl.
-    #[arg(value_name = "DIR")]
-    pub(crate) folder: PathBuf,
-
+pub(crate) struct AnswersArgs {
     /// Folder of data sets in the Hugging Face layout, or the word hub: each task's own from there.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
@@ -184,6 +181,16 @@ pub(crate) struct RescoreArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RescoreArgs {
+    /// Folder of an evaluation, with its TASK.samples.jsonl.
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) answers: AnswersArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     /// Folders of the parts.
     #[arg(value_name = "DIR", required = true, num_args = 1..)]
@@ -193,16 +200,8 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// Folder of data sets in the Hugging Face layout, or the word hub: each task's own from there.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data: PathBuf,
-
-    /// Only these tasks [default: all that have samples; tasks of .toml files must be named].
-    #[arg(long, value_delimiter = ',', value_name = "TASKS")]
-    pub(crate) tasks: Option<Vec<String>>,
-
     #[command(flatten)]
-    pub(crate) scoring: ScoringArgs,
+    pub(crate) answers: AnswersArgs,
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,9 @@ pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
 pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs, FromPytorchArgs, ToPytorchArgs};
 pub(crate) use self::data::{DataCommand, DataInspectArgs, SourceArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
-pub(crate) use self::eval::{CompareArgs, EvalArgs, EvalCommand, EvalSubcommand, MergeArgs, RescoreArgs, ScoringArgs};
+pub(crate) use self::eval::{
+    AnswersArgs, CompareArgs, EvalArgs, EvalCommand, EvalSubcommand, MergeArgs, RescoreArgs, ScoringArgs,
+};
 pub(crate) use self::generate::{ChatArgs, GenerateArgs};
 pub(crate) use self::inspect::InspectArgs;
 pub(crate) use self::model::{CacheKind, ModelArgs, WeightsKind};
@@ -105,8 +107,8 @@ impl EvalCommand {
     fn inputs(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Self::Run(args) => args.model.inputs().into_iter().chain([&mut args.data]).collect(),
-            Self::Again(EvalSubcommand::Rescore(args)) => vec![&mut args.data],
-            Self::Again(EvalSubcommand::Merge(args)) => vec![&mut args.data],
+            Self::Again(EvalSubcommand::Rescore(args)) => vec![&mut args.answers.data],
+            Self::Again(EvalSubcommand::Merge(args)) => vec![&mut args.answers.data],
             Self::Again(EvalSubcommand::Tasks | EvalSubcommand::Compare(_)) => Vec::new(),
         }
     }

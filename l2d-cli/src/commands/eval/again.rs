@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::identity::{description_in, same_model, title};
 use super::label::label;
 use super::{outputs, tools};
-use crate::args::{CompareArgs, MergeArgs, RescoreArgs, ScoringArgs};
+use crate::args::{AnswersArgs, CompareArgs, MergeArgs, RescoreArgs, ScoringArgs};
 use crate::error::CliError;
 use crate::output::say;
 
@@ -40,17 +40,17 @@ pub(super) fn list() -> Result<(), CliError> {
 
 /// `l2d eval rescore`.
 pub(super) fn rescore_folder(args: &RescoreArgs) -> Result<(), CliError> {
-    for name in names(&args.folder, args.tasks.as_deref())? {
+    for name in names(&args.folder, args.answers.tasks.as_deref())? {
         let model = description_in(&args.folder, file_name(&name))?.unwrap_or_default();
         let earlier = rows_in(std::slice::from_ref(&args.folder), file_name(&name));
-        score(&args.folder, &args.data, &name, model, earlier, &args.scoring)?;
+        score(&args.folder, &args.answers, &name, model, earlier)?;
     }
     Ok(())
 }
 
 /// `l2d eval merge`.
 pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
-    for name in names(&args.parts[0], args.tasks.as_deref())? {
+    for name in names(&args.parts[0], args.answers.tasks.as_deref())? {
         let mut model: Option<Value> = None;
         let mut records: Vec<Record> = Vec::new();
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
@@ -104,7 +104,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
             Ok(())
         })?;
         let earlier = rows_in(&args.parts, file_name(&name));
-        score(&args.out, &args.data, &name, model.unwrap_or_default(), earlier, &args.scoring)?;
+        score(&args.out, &args.answers, &name, model.unwrap_or_default(), earlier)?;
     }
     Ok(())
 }
@@ -138,12 +138,12 @@ fn task_of(name: &str, scoring: &ScoringArgs) -> Result<(Box<dyn Task>, Value), 
 /// what became of the rows when they were asked.
 fn score(
     folder: &Path,
-    data: &Path,
+    answers: &AnswersArgs,
     name: &str,
     model: Value,
     earlier: Option<RowCounts>,
-    scoring: &ScoringArgs,
 ) -> Result<(), CliError> {
+    let scoring = &answers.scoring;
     let profile: Profile = scoring.profile.parse()?;
     let published = super::published(scoring)?;
     let path = journal_in(folder, name);
@@ -160,7 +160,7 @@ fn score(
             task.set_max_new_tokens(tokens as usize);
         }
     }
-    let data = super::data_of(data, task.as_ref())?;
+    let data = super::data_of(&answers.data, task.as_ref())?;
     let (rows, files) = read_split(&data, task.as_ref(), task.split())?;
     if let Err(error) = check_count(task.as_ref(), rows.len()) {
         tracing::warn!("{error}");
