@@ -12,6 +12,9 @@ use crate::orders::Orders;
 /// Nobody, inside and, where root starts the cell, outside.
 pub(crate) const NOBODY: u32 = 65534;
 
+/// Files and folders that may be made.
+const FILES: u32 = 4096;
+
 /// Enters new namespaces as nobody.
 pub(super) fn enter() -> Result<(), Missing> {
     let missing = Missing::of("namespaces");
@@ -59,7 +62,8 @@ pub(super) fn furnish(orders: &Orders) -> Result<(), Missing> {
         }
     }
     if orders.layers.private_folder {
-        let options = format!("size={},mode=700", orders.limits.file_size);
+        // Empty files have no size, and would fill the kernel's memory.
+        let options = format!("size={},nr_inodes={FILES},mode=700", orders.limits.file_size);
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("tmpfs"), &orders.folder, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(Missing::of("the private folder"))?;

@@ -123,6 +123,16 @@ try:
         fill(str(name))
 except OSError as error:
     assert error.errno in (errno.EFBIG, errno.ENOSPC), error
+import os
+for name in os.listdir('.'):
+    os.remove(name)
+try:
+    for name in range(100000):
+        open(f'empty{name}', 'w').close()
+except OSError as error:
+    assert error.errno == errno.ENOSPC and name < 10000, (name, error)
+else:
+    raise AssertionError
 ",
     );
     Ok(())
