@@ -18,9 +18,10 @@
 //! tell nothing. A program that was seen to pass runs once more with an error after its end, which must be seen too: a program
 //! that found the secret and leaves early passes twice, and that is [`Verdict::Forged`].
 //!
-//! Program and tests share one interpreter, as in every harness for these benchmarks, so a program that is written against its
-//! tests can still make them pass: an object that is equal to everything, for one. Nothing here tells such an answer from a
-//! right one.
+//! Program and tests share one interpreter, as in every harness for these benchmarks. So a program that is written against its
+//! tests can still make them pass (an object that is equal to everything, for one), and so can one that is written against this
+//! very driver: it can read the secret out of the interpreter's frames and tell the second run from the first by its own
+//! constants. Nothing here tells such an answer from a right one.
 //!
 //! Only Linux has these means; elsewhere [`Sandbox::new`] says so.
 

@@ -39,6 +39,4 @@ pub(crate) enum Told {
     },
     /// The time was up.
     TimedOut,
-    /// Never told: the builder itself was killed.
-    Killed,
 }

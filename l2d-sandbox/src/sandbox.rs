@@ -38,6 +38,7 @@ could("open a socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 could("read the system's users", lambda: open("/etc/passwd").read())
 could("list the system's processes", lambda: os.listdir("/proc"))
 could("write outside its folder", lambda: open("/tmp/cell-probe", "w"))
+could("change files of others", lambda: os.chmod("/", 0o755))
 could("enter new namespaces", lambda: os.unshare(0x10000000) if hasattr(os, "unshare") else (_ for _ in ()).throw(OSError))
 assert set(os.environ) <= {"PATH", "LANG", "LC_ALL", "HOME", "TMPDIR"}, "see the environment"
 assert os.getuid() != 0, "be root"
@@ -156,7 +157,7 @@ impl Sandbox {
         let io = |what| move |source| Error::Io { what, source };
         let secret = fresh()?;
         let folder = tempfile::Builder::new().prefix("l2d-cell-").tempdir().map_err(io("making a folder"))?;
-        if geteuid().is_root() && self.layers.namespaces {
+        if geteuid().is_root() && self.layers != Layers::NONE {
             chown(folder.path(), Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))
                 .map_err(|errno| Error::Io { what: "giving a folder away", source: errno.into() })?;
         }
@@ -201,9 +202,12 @@ impl Sandbox {
             }
             Ok(Told::NoPython(reason)) => return Err(Error::Python(reason)),
             Ok(told) => told,
-            // Nothing inside can end the builder; the system does where it runs out of memory.
-            Err(_) if heard && libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL => Told::Killed,
-            Err(_) if !heard => Told::TimedOut,
+            // Nothing inside can end the builder or hold it up: neither is the program's failure.
+            Err(_) if !heard => return Err(Error::Broken("it does not answer".to_owned())),
+            Err(_) if libc::WIFSIGNALED(status) => {
+                let signal = libc::WTERMSIG(status);
+                return Err(Error::Broken(format!("signal {signal} ended it; is the machine out of memory?")));
+            }
             Err(_) => {
                 let said = if said.is_empty() { "it said nothing" } else { said.trim() };
                 return Err(Error::Broken(format!("{}: {said}", self.launcher.program.display())));
@@ -230,7 +234,6 @@ fn remedy(layer: &str) -> &'static str {
 fn judge(run: &Run, secret: &str) -> Verdict {
     let (status, told) = match &run.told {
         Told::Ended { status, told } => (status, told),
-        Told::Killed => return Verdict::OutOfMemory,
         _ => return Verdict::TimedOut,
     };
     // More than once where a fork of the program came to the end as well.

@@ -22,7 +22,8 @@ pub(super) fn limit(orders: &Orders) -> Result<(), Missing> {
         (Resource::RLIMIT_CPU, seconds, seconds + 1),
         (Resource::RLIMIT_FSIZE, limits.file_size, limits.file_size),
         (Resource::RLIMIT_NOFILE, limits.open_files, limits.open_files),
-        (Resource::RLIMIT_CORE, 0, 0),
+        // One byte: of a limit of none a handler of crashes that the system pipes cores to would be started all the same.
+        (Resource::RLIMIT_CORE, 1, 1),
         (Resource::RLIMIT_MEMLOCK, 0, 0),
         (Resource::RLIMIT_MSGQUEUE, 0, 0),
     ];

