@@ -15,7 +15,8 @@ def _main():
     secret = [line]
     line = None
     write, leave, flush = _os.write, _os._exit, (_sys.stdout.flush, _sys.stderr.flush)
-    program = compile(source, "<program>", "exec")
+    # As text: a comment that names an encoding is a comment.
+    program = compile(source.decode("utf-8"), "<program>", "exec")
     source = None
 
     def run():
@@ -34,6 +35,10 @@ def _main():
 
 def _tell(error, write, leave):
     kind = type(error)
+    if kind is MemoryError:
+        # Nothing is left to say more with.
+        write(3, b"!MemoryError")
+        leave(1)
     try:
         text = f"{kind.__name__}: {error}".strip().rstrip(":")
     except BaseException:
@@ -48,7 +53,7 @@ def _tell(error, write, leave):
     try:
         write(3, b"!" + text[:500].encode("utf-8", "replace"))
     finally:
-        leave(86 if kind is MemoryError else 1)
+        leave(1)
 
 
 _write, _leave = _os.write, _os._exit

@@ -15,6 +15,20 @@ pub enum Error {
     /// No Python that the cell could read.
     #[error("no python3 that can be run in the sandbox: {0}; install the system's (/usr/bin/python3)")]
     Python(String),
+    /// Root's programs run as nobody, who cannot reach the temporary folder.
+    #[error(
+        "no sandbox: root's programs run as nobody, and {barred} (of the temporary folder {temporary}) is closed to others; set \
+         TMPDIR to a folder that all may enter, such as /tmp"
+    )]
+    Folder {
+        /// The temporary folder.
+        temporary: PathBuf,
+        /// The part of its path.
+        barred: PathBuf,
+    },
+    /// More time than a run may have.
+    #[error("a program's time is at most {} hours", .0.as_secs() / 3600)]
+    Limits(std::time::Duration),
     /// The binary that builds the cell cannot be started.
     #[error("{program}: starting the sandbox failed: {source}")]
     Launch {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 
 /// Asks Python where it lies.
-const QUESTION: &str = "import json, os, sys, sysconfig\nprint(json.dumps({'executable': os.path.realpath(sys.executable), \
-'version': sys.version.split()[0], 'folders': [sys.base_prefix + '/lib', sys.prefix + '/lib', \
+const QUESTION: &str = "import json, os, sys, sysconfig\nprint(json.dumps({'executable': sys.executable, 'file': os.path.realpath(sys.executable), \
+'version': sys.version.split()[0], 'folders': [sys.prefix + '/pyvenv.cfg', sys.base_prefix + '/lib', sys.prefix + '/lib', \
 sysconfig.get_path('stdlib'), sysconfig.get_path('platstdlib')]}))";
 
 /// What a dynamically linked program reads beside its own.
@@ -29,7 +29,10 @@ const SYSTEM: &[&str] = &[
 /// A Python and what it reads.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Python {
+    /// What is started; in a virtual environment a link, by whose place Python knows the environment.
     pub(crate) executable: PathBuf,
+    /// Where the links lead.
+    file: PathBuf,
     pub(crate) version: String,
     folders: Vec<PathBuf>,
 }
@@ -60,7 +63,8 @@ impl Python {
         }
         let python: Self = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
         if geteuid().is_root()
-            && let Some(barred) = barred_to_others(&python.executable)
+            && let Some(barred) =
+                [&python.executable, &python.file].into_iter().find_map(|path| barred_to_others(path, 0o005))
         {
             return Err(format!("{} is open to root alone, and the sandbox is not root", barred.display()));
         }
@@ -74,10 +78,10 @@ impl Python {
     }
 }
 
-/// The first part of a path that others may not enter or read.
-fn barred_to_others(path: &Path) -> Option<PathBuf> {
+/// The first part of a path that others may not enter, or the path itself where others have not the rights `needed` to it.
+pub(crate) fn barred_to_others(path: &Path, needed: u32) -> Option<PathBuf> {
     let barred = |part: &&Path| {
-        let needed = if *part == path { 0o005 } else { 0o001 };
+        let needed = if *part == path { needed } else { 0o001 };
         std::fs::metadata(part).map_or(true, |found| found.permissions().mode() & needed != needed)
     };
     path.ancestors().filter(|part| !part.as_os_str().is_empty()).find(barred).map(Path::to_path_buf)

@@ -15,10 +15,12 @@ use crate::error::{Error, Result};
 use crate::mode::{Launcher, Layers, Limits, Mode};
 use crate::orders::{Orders, Told};
 use crate::outcome::{Outcome, Verdict};
-use crate::python::Python;
+use crate::python::{Python, barred_to_others};
 
 /// Building the cell and taking it down may take this long beside the program's own time.
 const GRACE: Duration = Duration::from_secs(10);
+/// The most time that a program can be given.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// The time of the first program, which tries the cell out.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The most the builder may have to say.
@@ -70,9 +72,19 @@ impl Sandbox {
     /// attempts what must not be possible.
     ///
     /// # Errors
-    /// [`Error::Python`] where there is none; [`Error::Launch`]; under [`Mode::Required`] [`Error::Layer`] with what is missing
+    /// [`Error::Limits`] for more than a day; [`Error::Folder`] where nobody cannot reach the temporary folder; [`Error::Python`] where there
+    /// is none; [`Error::Launch`]; under [`Mode::Required`] [`Error::Layer`] with what is missing
     /// and what helps, and [`Error::Leak`] where the cell does not hold.
     pub fn new(mode: Mode, limits: Limits, launcher: Launcher, python: Option<&Path>) -> Result<Self> {
+        if limits.wall.max(limits.cpu) > LONGEST {
+            return Err(Error::Limits(LONGEST));
+        }
+        if geteuid().is_root() && mode != Mode::Off {
+            let temporary = std::env::temp_dir();
+            if let Some(barred) = barred_to_others(&temporary, 0o001) {
+                return Err(Error::Folder { temporary, barred });
+            }
+        }
         let python = Python::find(python)?;
         let layers = if mode == Mode::Off { Layers::NONE } else { Layers::ALL };
         let mut sandbox = Self { limits, launcher, layers, python };
@@ -106,15 +118,18 @@ impl Sandbox {
 
     fn run_within(&self, program: &str, limits: &Limits) -> Result<Outcome> {
         let (run, secret) = self.once(program, limits)?;
-        let verdict = judge(&run, &secret);
+        let verdict = judge(&run, &secret, limits);
         if verdict != Verdict::Passed {
             return Ok(Outcome { verdict, wall: run.wall, cpu: run.cpu, output: run.output });
         }
         let canary = fresh()?;
-        let (again, secret) = self.once(&format!("{program}\n\nraise AssertionError('{canary}')\n"), limits)?;
-        let verdict = match judge(&again, &secret) {
+        // An error that needs no name, which a program could have made its own.
+        let (again, secret) = self.once(&format!("{program}\n\n{{}}['{canary}']\n"), limits)?;
+        // More than once where a fork of the program came to the end as well.
+        let expected = format!("KeyError: '{canary}'");
+        let verdict = match judge(&again, &secret, limits) {
             Verdict::Passed => Verdict::Forged,
-            Verdict::Failed { error } if error.starts_with(&format!("AssertionError: {canary}")) => Verdict::Passed,
+            Verdict::Failed { error } if error.split('!').all(|told| told == expected) => Verdict::Passed,
             // It is not the same every time.
             other => other,
         };
@@ -231,7 +246,7 @@ fn remedy(layer: &str) -> &'static str {
     }
 }
 
-fn judge(run: &Run, secret: &str) -> Verdict {
+fn judge(run: &Run, secret: &str, limits: &Limits) -> Verdict {
     let (status, told) = match &run.told {
         Told::Ended { status, told } => (status, told),
         _ => return Verdict::TimedOut,
@@ -244,6 +259,8 @@ fn judge(run: &Run, secret: &str) -> Verdict {
     if libc::WIFSIGNALED(*status) {
         return match libc::WTERMSIG(*status) {
             libc::SIGXCPU => Verdict::TimedOut,
+            // One that does not listen to that is ended a second later.
+            libc::SIGKILL if run.cpu > limits.cpu => Verdict::TimedOut,
             signal => {
                 let name = nix::sys::signal::Signal::try_from(signal);
                 Verdict::Failed { error: name.map_or_else(|_| format!("signal {signal}"), |name| name.to_string()) }
@@ -251,7 +268,7 @@ fn judge(run: &Run, secret: &str) -> Verdict {
         };
     }
     match (told.strip_prefix('!'), libc::WEXITSTATUS(*status)) {
-        (_, 86) => Verdict::OutOfMemory,
+        (Some("MemoryError"), _) => Verdict::OutOfMemory,
         (Some(error), _) => Verdict::Failed { error: error.to_owned() },
         (None, code) if told.is_empty() => Verdict::Failed { error: format!("it left with exit code {code}") },
         // Only a program that tries to be taken for a driver says anything else.

@@ -4,7 +4,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, Scope, path_beneath_rules,
 };
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Missing;
 use crate::orders::Orders;
@@ -32,7 +32,9 @@ pub(super) fn limit(orders: &Orders) -> Result<(), Missing> {
         all.push((Resource::RLIMIT_NPROC, limits.processes, limits.processes));
     }
     for (resource, soft, hard) in all {
-        setrlimit(resource, soft, hard).map_err(Missing::of("limits"))?;
+        // Whoever started this may allow less already, and nobody may raise that.
+        let (_, most) = getrlimit(resource).map_err(Missing::of("limits"))?;
+        setrlimit(resource, soft.min(most), hard.min(most)).map_err(Missing::of("limits"))?;
     }
     Ok(())
 }

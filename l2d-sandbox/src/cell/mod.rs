@@ -20,7 +20,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe2, setsid};
 
@@ -74,6 +74,7 @@ fn orders() -> Result<Orders, String> {
 
 fn build(orders: &Orders) -> Result<Told, Missing> {
     let missing = Missing::of("the cell's first process");
+    forget_signals().map_err(&missing)?;
     // SAFETY: closes descriptors that this process was handed by accident; nothing here owns one above the standard three.
     unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
     if orders.layers != Layers::NONE {
@@ -114,6 +115,16 @@ fn build(orders: &Orders) -> Result<Told, Missing> {
     }
 }
 
+/// Undoes what whoever started this had set about signals: ignored ends of children could not be waited for, and an ignored end
+/// of CPU time would be none.
+fn forget_signals() -> Result<(), Errno> {
+    for kind in [Signal::SIGCHLD, Signal::SIGXCPU] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { signal(kind, SigHandler::SigDfl) }?;
+    }
+    SigSet::all().thread_unblock()
+}
+
 /// Ends this process when its parent ends.
 fn die_with(parent: i32) -> Result<(), Errno> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -135,7 +146,8 @@ fn wait_for(pipe: &OwnedFd, limit: Duration) -> Option<String> {
             Ok(0) => return None,
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
-            Err(_) => return None,
+            // Not the program's fault: nothing was told.
+            Err(_) => return Some(String::new()),
         }
         let mut buffer = [0; 4096];
         match nix::unistd::read(pipe, &mut buffer) {

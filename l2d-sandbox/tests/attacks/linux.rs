@@ -67,7 +67,9 @@ while True:
 fn an_endless_loop_ends() -> Test {
     assert_eq!(bounded(Limits::default(), "while True: pass", Duration::from_secs(25)), Verdict::TimedOut);
     let short = Limits { wall: Duration::from_secs(24), cpu: Duration::from_secs(1), ..Limits::default() };
-    assert_eq!(bounded(short, "while True: pass", Duration::from_secs(25)), Verdict::TimedOut);
+    assert_eq!(bounded(short.clone(), "while True: pass", Duration::from_secs(25)), Verdict::TimedOut);
+    let deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass";
+    assert_eq!(bounded(short, deaf, Duration::from_secs(25)), Verdict::TimedOut);
     Ok(())
 }
 
@@ -417,6 +419,7 @@ call((323, 282), 0)                                 # userfaultfd
 call((41, 198), 2, 1, 0)                            # socket
 call((29, 194), 0, 1 << 30, 0o1600)                 # shmget
 call((319, 279), b'x', 0)                           # memfd_create
+call((467, 467), 0, b'/', 0, 0, 0)                  # open_tree_attr, which is newer than the list
 if intel:
     for number in (41, 101, 165, 425):              # the same by their x32 numbers
         call((number | 0x40000000,) * 2, 0, 0, 0, 0)
@@ -499,6 +502,29 @@ fn in_a_process_that_is_killed() -> Test {
     Ok(())
 }
 
+/// Ignored signals and limits that were there before change nothing for the better or the worse.
+fn what_was_set_before_does_no_harm() -> Test {
+    let inside = std::process::Command::new("/bin/sh")
+        .args(["-c", "trap '' CHLD XCPU; ulimit -n 64; exec \"$0\" --exact in_a_process_where_much_was_set"])
+        .arg(std::env::current_exe()?)
+        .env("L2D_SANDBOX_SET", "1")
+        .output()?;
+    let said = String::from_utf8_lossy(&inside.stdout);
+    assert!(inside.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&inside.stderr));
+    Ok(())
+}
+
+/// Run by the test before.
+fn in_a_process_where_much_was_set() -> Test {
+    if std::env::var_os("L2D_SANDBOX_SET").is_none() {
+        return Ok(());
+    }
+    passes("import resource\nassert resource.getrlimit(resource.RLIMIT_NOFILE) == (64, 64)");
+    let short = Limits { wall: Duration::from_secs(24), cpu: Duration::from_secs(1), ..Limits::default() };
+    assert_eq!(bounded(short, "while True: pass", Duration::from_secs(20)), Verdict::TimedOut);
+    Ok(())
+}
+
 /// In a process without the right to make namespaces nothing runs, unless one asks for what there is.
 fn without_namespaces_nothing_runs() -> Test {
     let inside = std::process::Command::new(std::env::current_exe()?)
@@ -558,6 +584,8 @@ pub(crate) fn main() -> ExitCode {
         ("descriptors_of_the_parent_do_not_come_along", descriptors_of_the_parent_do_not_come_along),
         ("a_cell_ends_with_its_parent", a_cell_ends_with_its_parent),
         ("in_a_process_that_is_killed", in_a_process_that_is_killed),
+        ("what_was_set_before_does_no_harm", what_was_set_before_does_no_harm),
+        ("in_a_process_where_much_was_set", in_a_process_where_much_was_set),
         ("without_namespaces_nothing_runs", without_namespaces_nothing_runs),
         ("in_a_process_without_namespaces", in_a_process_without_namespaces),
     ])

@@ -29,6 +29,8 @@ fn right_programs_pass() -> Test {
         "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')",
         "class A:\n    pass\nimport copy\ncopy.deepcopy(A())",
         "try:\n    input()\nexcept EOFError:\n    pass\nelse:\n    raise AssertionError",
+        "# coding: of-another-world\nassert True",
+        "AssertionError = KeyError = Exception = None\n__builtins__ = {}",
         "if __name__ == '__main__':\n    raise AssertionError('run as a script')",
     ] {
         passes(program);
@@ -51,6 +53,7 @@ fn wrong_programs_say_why() -> Test {
         ("import sys\nsys.exit('bye')", "SystemExit: bye"),
         ("def f(): return f()\nf()", "RecursionError: "),
         ("import os\nos._exit(3)", "it left with exit code 3"),
+        ("import os\nos._exit(86)", "it left with exit code 86"),
         ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ] {
@@ -99,6 +102,9 @@ fn what_is_missing_is_named() -> Test {
     let python = Some(Path::new("/no/such/python"));
     let error = Sandbox::new(Mode::Required, Limits::default(), launcher(), python).expect_err("no python");
     assert!(matches!(&error, Error::Python(_)) && error.to_string().contains("/no/such/python"), "{error}");
+    let long = Limits { wall: Duration::MAX, ..Limits::default() };
+    let error = Sandbox::new(Mode::Required, long, launcher(), None).expect_err("too long");
+    assert_eq!(error.to_string(), "a program's time is at most 24 hours");
     let deaf = Launcher { program: PathBuf::from("/bin/true"), args: Vec::new() };
     let error = Sandbox::new(Mode::Required, Limits::default(), deaf, None).expect_err("no builder");
     assert!(matches!(&error, Error::Broken(_)), "{error}");
@@ -107,6 +113,24 @@ fn what_is_missing_is_named() -> Test {
         "some".parse::<Mode>().expect_err("no mode").to_string(),
         "no sandbox mode `some` (there is required, best-effort, off)"
     );
+    Ok(())
+}
+
+/// A virtual environment's Python is that environment's, not the one it was made with.
+fn a_virtual_environment_is_entered() -> Test {
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let place = folder.path().join("environment");
+    // Root's own, first in its PATH, would be closed to nobody.
+    let system = Some("/usr/bin/python3").filter(|path| Path::new(path).exists()).unwrap_or("python3");
+    let made = std::process::Command::new(system).args(["-m", "venv", "--without-pip"]).arg(&place).output()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let packages = std::fs::read_dir(place.join("lib"))?.next().expect("a version")?.path().join("site-packages");
+    std::fs::write(packages.join("of_the_environment.py"), "x = 1")?;
+    let limits = Limits { wall: Duration::from_secs(20), cpu: Duration::from_secs(20), ..Limits::default() };
+    let cell = Sandbox::new(Mode::Required, limits, launcher(), Some(&place.join("bin/python3")))?;
+    let outcome = cell.run("import of_the_environment\nassert of_the_environment.x == 1")?;
+    assert_eq!(outcome.verdict, Verdict::Passed, "{}", outcome.output);
     Ok(())
 }
 
@@ -256,6 +280,7 @@ pub(crate) fn main() -> ExitCode {
         ("programs_run_beside_each_other", programs_run_beside_each_other),
         ("time_and_memory_are_told", time_and_memory_are_told),
         ("what_is_missing_is_named", what_is_missing_is_named),
+        ("a_virtual_environment_is_entered", a_virtual_environment_is_entered),
         ("off_is_a_clock_and_limits_alone", off_is_a_clock_and_limits_alone),
         ("every_solution_of_humaneval_passes", every_solution_of_humaneval_passes),
         ("every_solution_of_mbpp_passes", every_solution_of_mbpp_passes),
