@@ -81,6 +81,25 @@ pub enum TrainError {
         /// Its reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The link between ranks is broken.
+    #[error("the ranks of this run are no longer together: {reason}")]
+    Ranks {
+        /// What happened.
+        reason: String,
+    },
+    /// Ranks were started with different things.
+    #[error(
+        "rank {rank} differs from rank 0 in its {what}: {difference}. Start the same program with the same command, files and \
+         data on every rank"
+    )]
+    Unequal {
+        /// What differs.
+        what: &'static str,
+        /// The first rank that differs.
+        rank: usize,
+        /// Both.
+        difference: String,
+    },
     /// A run cannot be resumed.
     #[error("{path}: cannot resume: {reason}")]
     Resume {

@@ -9,6 +9,7 @@ pub mod error;
 pub mod log;
 pub mod objective;
 pub mod optimiser;
+pub mod ranks;
 pub mod run;
 pub mod run_dir;
 pub mod task;
@@ -18,7 +19,7 @@ pub use engine::{EngineSettings, L2dEngine, LmEngine};
 pub use error::{Result, TrainError};
 pub use run::{
     Evaluator, GenerationReport, GenerationScore, Memory, NoEvaluator, Observer, Outcome, Silent, StepReport,
-    StepSeconds, Storage, Trained, ValidationReport, train, train_and_generate,
+    StepSeconds, Storage, Trained, ValidationReport, train, train_and_generate, train_together,
 };
 pub use run_dir::RunDir;
 pub use task::{L2dTask, LmTask, Task};

@@ -67,7 +67,8 @@ const LOCK: &str = ".lock";
 pub struct RunDir {
     root: PathBuf,
     /// Released by the system even when the process is killed.
-    _lock: Arc<File>,
+    #[allow(dead_code, reason = "held, not read")]
+    lock: Option<Arc<File>>,
 }
 
 impl RunDir {
@@ -95,7 +96,20 @@ impl RunDir {
                 return Err(io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, reason)));
             }
         }
-        Ok(Self { root: root.to_path_buf(), _lock: Arc::new(lock) })
+        Ok(Self { root: root.to_path_buf(), lock: Some(Arc::new(lock)) })
+    }
+
+    /// The folder of a run that another rank has made and writes to; this one only reads.
+    ///
+    /// # Errors
+    /// It is not there: the ranks do not see the same files.
+    pub fn shared(root: &Path) -> Result<Self> {
+        if !root.join(CHECKPOINTS).is_dir() {
+            let reason =
+                "this rank does not see the run's folder, which rank 0 has made: put it where all ranks can read";
+            return Err(TrainError::File { path: root.to_path_buf(), reason: reason.into() });
+        }
+        Ok(Self { root: root.to_path_buf(), lock: None })
     }
 
     /// The folder.
@@ -185,17 +199,26 @@ impl RunDir {
         checksums::damage(&self.checkpoint(step))
     }
 
+    /// Reads the state of a checkpoint.
+    ///
+    /// # Errors
+    /// Its file cannot be read, or is of another step.
+    pub fn state(&self, step: u64) -> Result<RunState> {
+        let file = self.checkpoint(step).join(STATE);
+        let resume = |reason: String| TrainError::Resume { path: file.clone(), reason };
+        let text = fs::read(&file).map_err(|e| TrainError::io(&file, e))?;
+        let state: RunState = serde_json::from_slice(&text).map_err(|e| resume(e.to_string()))?;
+        if state.step != step {
+            return Err(resume(format!("it is the state after {} updates, not after {step}", state.step)));
+        }
+        Ok(state)
+    }
+
     /// Reads the state and the optimiser of a checkpoint.
     pub fn load<B: Backend>(&self, step: u64, config: AdamWConfig, device: &B::Device) -> Result<(RunState, AdamW<B>)> {
-        let folder = self.checkpoint(step);
+        let state = self.state(step)?;
         let resume = |file: &Path, reason: String| TrainError::Resume { path: file.to_path_buf(), reason };
-        let file = folder.join(STATE);
-        let text = fs::read(&file).map_err(|e| TrainError::io(&file, e))?;
-        let state: RunState = serde_json::from_slice(&text).map_err(|e| resume(&file, e.to_string()))?;
-        if state.step != step {
-            return Err(resume(&file, format!("it is the state after {} updates, not after {step}", state.step)));
-        }
-        let file = folder.join(OPTIMIZER);
+        let file = self.checkpoint(step).join(OPTIMIZER);
         let (tensors, metadata) = read_tensors(&file)?;
         let updates = metadata
             .get("updates")

@@ -45,6 +45,11 @@ pub trait Task<AB: AutodiffBackend> {
     /// The class index of examples without a class, when classes are trained.
     fn no_class(&self, model: &Self::Model) -> Option<usize>;
 
+    /// What recognises the weights that stay as they are, where there are any.
+    fn frozen(&self, _model: &Self::Model) -> Option<String> {
+        None
+    }
+
     /// Saves the trained weights, exactly, into a checkpoint's folder.
     ///
     /// # Errors
@@ -120,6 +125,10 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
         model.config.no_class()
     }
 
+    fn frozen(&self, _model: &Self::Model) -> Option<String> {
+        Some(self.base.weights.clone())
+    }
+
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
         Ok(save_adapter(&folder.join(ADAPTER_FILE), &model.valid(), &self.base, notes, StoredDtype::F32)?)
     }
@@ -170,6 +179,10 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
 
     fn no_class(&self, _model: &Self::Model) -> Option<usize> {
         None
+    }
+
+    fn frozen(&self, model: &Self::Model) -> Option<String> {
+        frozen_base(model)
     }
 
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {

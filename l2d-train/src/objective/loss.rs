@@ -67,6 +67,30 @@ impl StepLoss {
     pub fn mean(&self) -> f64 {
         self.sum / self.tokens as f64
     }
+
+    /// As numbers, exactly: infinities and what is no number too, which JSON does not know.
+    pub(crate) fn to_numbers(&self) -> Vec<f64> {
+        let mut numbers = vec![self.sum, self.tokens as f64];
+        if let Some(bins) = &self.by_timestep {
+            numbers.extend(bins.sum);
+            numbers.extend(bins.tokens.map(|tokens| tokens as f64));
+        }
+        numbers
+    }
+
+    /// The inverse of [`StepLoss::to_numbers`]; `None` where they are not as many.
+    pub(crate) fn from_numbers(numbers: &[f64]) -> Option<Self> {
+        let (&[sum, tokens], bins) = numbers.split_first_chunk()?;
+        let by_timestep = match bins {
+            [] => None,
+            _ => {
+                let (sum, tokens) = bins.split_first_chunk()?;
+                let tokens: &[f64; TIMESTEP_BINS] = tokens.try_into().ok()?;
+                Some(LossByTimestep { sum: *sum, tokens: tokens.map(|tokens| tokens as u64) })
+            }
+        };
+        Some(Self { sum, tokens: tokens as usize, by_timestep })
+    }
 }
 
 /// Cross-entropy of every row: `logits: [rows, V]`, `targets: [rows]`, result `[rows, 1]` in nats.

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use l2d_core::lm::host_values;
 use l2d_core::parameters::ParameterPath;
+
+use crate::error::Result;
+use crate::ranks::{Ranks, agree};
 
 /// The gradient of each trained parameter, flattened, under the parameter's name.
 #[derive(Debug, Clone)]
@@ -66,6 +69,32 @@ impl<B: Backend> NamedGradients<B> {
             };
             self.flat.insert(name, sum);
         }
+    }
+
+    /// Sums the gradients of all ranks.
+    ///
+    /// # Errors
+    /// [`TrainError::Ranks`] where a rank is gone or has gradients of other parameters.
+    pub fn sum_over(&mut self, ranks: &dyn Ranks) -> Result<()> {
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        let count = |gradient: &Tensor<B, 1>| gradient.shape().num_elements();
+        let own: Vec<String> = self.flat.iter().map(|(name, gradient)| format!("{name} {}", count(gradient))).collect();
+        agree(ranks, &[("gradients", own.join(", "))])?;
+        // One long list: a message for each small parameter would cost more than what it carries.
+        let mut all: Vec<f32> = Vec::with_capacity(self.flat.values().map(count).sum());
+        for gradient in self.flat.values() {
+            all.extend(host_values(gradient.clone()));
+        }
+        ranks.sum(&mut all)?;
+        let mut rest = all.as_slice();
+        for gradient in self.flat.values_mut() {
+            let (own, left) = rest.split_at(count(gradient));
+            *gradient = Tensor::from_data(TensorData::from(own), &gradient.device());
+            rest = left;
+        }
+        Ok(())
     }
 
     /// Forgets the gradients of parameters for which `keep` does not hold.

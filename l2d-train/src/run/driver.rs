@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::identity::differences;
+use super::identity::{self, differences};
 use super::logs::Logs;
 use super::{Evaluator, Observer, Outcome, Storage, Trained};
 use crate::config::TrainConfig;
 use crate::data::{Example, ExampleSource, Order};
 use crate::error::{Result, TrainError};
 use crate::optimiser::{AdamW, Decay, Ema, Groups};
+use crate::ranks::{Ranks, agree};
 use crate::run_dir::{RunDir, RunState};
 use crate::task::Task;
 
@@ -34,6 +35,7 @@ pub(super) struct Loop<'a, AB: AutodiffBackend, T: Task<AB>> {
     pub(super) storage: Option<&'a Storage>,
     pub(super) order: Order,
     pub(super) device: &'a Device<AB::InnerBackend>,
+    pub(super) ranks: &'a dyn Ranks,
 }
 
 /// Those who watch a run, and who answers problems for it.
@@ -44,8 +46,37 @@ pub(super) struct Watchers<'a, M> {
 }
 
 impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
-    /// Opens the logs and, when resuming, restores the newest checkpoint that is whole.
+    /// The folder, on the rank that writes to it.
+    fn kept(&self) -> Option<&Storage> {
+        self.storage.filter(|_| self.ranks.is_first())
+    }
+
+    /// Whether somebody called it off on any rank.
+    pub(super) fn called_off(&self, cancel: &AtomicBool) -> Result<bool> {
+        self.ranks.any(cancel.load(Ordering::Relaxed))
+    }
+
+    /// The first rank opens the folder; the others begin where it stands then.
     pub(super) fn open(&mut self) -> Result<Option<Logs>> {
+        let logs = if self.ranks.is_first() { self.open_folder()? } else { None };
+        let unread = |error: serde_json::Error| TrainError::Ranks { reason: format!("state: {error}") };
+        let own = serde_json::to_vec(&self.state).map_err(unread)?;
+        let said = self.ranks.first_says(&own)?;
+        if !self.ranks.is_first() {
+            let state: RunState = serde_json::from_slice(&said).map_err(unread)?;
+            if let Some(Storage { dir, .. }) = self.storage
+                && state.step > 0
+            {
+                self.restore_weights(dir, state.step)?;
+                self.on_disk = Some(state.clone());
+            }
+            self.state = state;
+        }
+        Ok(logs)
+    }
+
+    /// Opens the logs and, when resuming, restores the newest checkpoint that is whole.
+    fn open_folder(&mut self) -> Result<Option<Logs>> {
         let Some(Storage { dir, resume, .. }) = self.storage else { return Ok(None) };
         let refuse = |reason: &str| Err(TrainError::Resume { path: dir.root().into(), reason: reason.into() });
         match (dir.checkpoints()?.is_empty(), resume) {
@@ -64,10 +95,27 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         Ok(Some(Logs::open(dir.root(), self.state.step)?))
     }
 
+    /// Takes weights, moments and running mean from a checkpoint, and gives its state.
+    fn restore_weights(&mut self, dir: &RunDir, step: u64) -> Result<RunState> {
+        let folder = dir.checkpoint(step);
+        let (state, optimiser) = dir.load::<AB::InnerBackend>(step, self.config.adamw, self.device)?;
+        self.model = self.task.load(self.model.clone(), &folder)?;
+        if let Some(name) = optimiser.misfit::<AB, _>(&self.model) {
+            let reason = format!("the optimiser's moments of `{name}` do not fit the model");
+            return Err(TrainError::Resume { path: folder, reason });
+        }
+        if self.ema.is_some() {
+            let averaged = self.task.load(self.model.clone(), &folder.join(AVERAGED))?;
+            self.ema = Some(self.running_mean(&averaged));
+        }
+        self.optimiser = optimiser.with_groups(self.groups.clone());
+        Ok(state)
+    }
+
     fn restore(&mut self, dir: &RunDir, step: u64) -> Result<()> {
         let folder = dir.checkpoint(step);
         let refuse = |reason: String| Err(TrainError::Resume { path: folder.clone(), reason });
-        let (mut state, optimiser) = dir.load::<AB::InnerBackend>(step, self.config.adamw, self.device)?;
+        let mut state = dir.state(step)?;
         let differences = differences(&state, &self.state)?;
         if !differences.is_empty() {
             return refuse(format!(
@@ -76,15 +124,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                 differences.join("; ")
             ));
         }
-        self.model = self.task.load(self.model.clone(), &folder)?;
-        if let Some(name) = optimiser.misfit::<AB, _>(&self.model) {
-            return refuse(format!("the optimiser's moments of `{name}` do not fit the model"));
-        }
-        if self.ema.is_some() {
-            let averaged = self.task.load(self.model.clone(), &folder.join(AVERAGED))?;
-            self.ema = Some(self.running_mean(&averaged));
-        }
-        self.optimiser = optimiser.with_groups(self.groups.clone());
+        self.restore_weights(dir, step)?;
         // A free setting may have changed: what is saved from here on has the new ones.
         state.settings = self.state.settings.clone();
         self.on_disk = Some(state.clone());
@@ -138,7 +178,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             self.save(watch.observer)?;
         }
         while self.state.step < self.state.total_steps {
-            if cancel.load(Ordering::Relaxed) {
+            if self.called_off(cancel)? {
                 outcome = Outcome::Interrupted;
                 break;
             }
@@ -205,10 +245,12 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
     }
 
     pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some(Storage { dir, notes, .. }) = self.storage else { return Ok(()) };
-        if self.on_disk.as_ref() == Some(&self.state) {
+        if self.storage.is_none() || self.on_disk.as_ref() == Some(&self.state) {
             return Ok(());
         }
+        self.still_together()?;
+        self.on_disk = Some(self.state.clone());
+        let Some(Storage { dir, notes, .. }) = self.kept() else { return Ok(()) };
         let mut notes = notes.clone();
         notes.insert("steps".into(), self.state.step.to_string());
         let folder = dir.save(&self.state, &self.optimiser, |folder| {
@@ -220,14 +262,21 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             }
             Ok(())
         })?;
-        self.on_disk = Some(self.state.clone());
         observer.checkpoint(self.state.step, &folder);
         Ok(())
     }
 
+    /// Makes sure that all ranks hold the same weights, before they are kept.
+    fn still_together(&self) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        agree(self.ranks, &[("weights", identity::weights::<AB, _>(&self.model))])
+    }
+
     /// Call only when the newest checkpoint's weights have given a finite loss.
     fn prune(&self) -> Result<()> {
-        match self.storage {
+        match self.kept() {
             Some(storage) => storage.dir.prune(self.config.keep_last, self.state.best_step),
             None => Ok(()),
         }
@@ -250,7 +299,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             _ => value.to_string(),
         };
         let (mut good, mut failed) = (None, None);
-        if let Some(Storage { dir, .. }) = self.storage {
+        if let Some(Storage { dir, .. }) = self.kept() {
             for step in dir.checkpoints()? {
                 // A finite validation loss speaks for weights, too.
                 if step <= trusted || self.state.best_step == Some(step) {

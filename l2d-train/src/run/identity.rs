@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+use l2d_core::parameters::trained_parameters;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -80,6 +84,18 @@ fn flatten(key: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
             found.insert(key.to_string(), other.clone());
         }
     }
+}
+
+/// What recognises trained weights: a hash of their names and bits.
+pub(super) fn weights<AB: AutodiffBackend, M: AutodiffModule<AB>>(model: &M) -> String {
+    let mut hash = Sha256::new();
+    for tensor in trained_parameters(model) {
+        hash.update(tensor.name.as_bytes());
+        for value in tensor.values {
+            hash.update(value.to_le_bytes());
+        }
+    }
+    hexadecimal(&hash.finalize())
 }
 
 /// A fingerprint in hexadecimal.

@@ -7,7 +7,8 @@ use burn::tensor::backend::AutodiffBackend;
 use rand_chacha::ChaCha8Rng;
 
 use super::driver::{Loop, Watchers};
-use super::{GenerationReport, Purpose, ValidationReport, generator};
+use super::update::places_of;
+use super::{GenerationReport, GenerationScore, Purpose, ValidationReport, generator};
 use crate::config::BestBy;
 use crate::data::{Batch, Example, micro_batches};
 use crate::error::{Result, TrainError};
@@ -22,7 +23,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             return Ok(false);
         }
         self.state.validation_pending = true;
-        let Some(loss) = self.validation_loss(cancel) else { return Ok(false) };
+        let Some(loss) = self.validation_loss(cancel)? else { return Ok(false) };
         self.state.validation_pending = false;
         let mean = loss.mean();
         let (step, limit) = (self.state.step, self.config.max_loss);
@@ -45,15 +46,18 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         Ok(true)
     }
 
-    fn validation_loss(&self, cancel: &AtomicBool) -> Option<StepLoss> {
+    fn validation_loss(&self, cancel: &AtomicBool) -> Result<Option<StepLoss>> {
         let model = self.averaged();
         let picked: Vec<&Example> = self.validation.iter().collect();
         let no_class = self.task.no_class(&model);
         let size = self.config.micro_batch_size.unwrap_or(self.config.batch_size);
         let mut loss = StepLoss::default();
-        for micro in micro_batches(&picked, size) {
+        let micro = micro_batches(&picked, size);
+        let mut whole = true;
+        for micro in places_of(self.ranks, micro.len()).map(|place| &micro[place]) {
             if cancel.load(Ordering::Relaxed) {
-                return None;
+                whole = false;
+                break;
             }
             let batch = Batch::new(&micro.iter().map(|&i| picked[i]).collect::<Vec<_>>(), no_class);
             let batch = batch.padded_to(self.config.pad_to);
@@ -61,7 +65,11 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
                 micro.iter().map(|&i| generator(self.config.seed, Purpose::Validation, i as u64)).collect();
             loss.merge(&self.task.loss(&model, &batch, &mut rngs));
         }
-        Some(loss)
+        if self.ranks.any(!whole)? {
+            return Ok(None);
+        }
+        self.told_loss(&mut loss, 0)?;
+        Ok(Some(loss))
     }
 
     /// Has the evaluator answer its problems. `false` when it was called off; then a resumed run begins with it.
@@ -70,12 +78,11 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             return Ok(false);
         }
         self.state.generation_pending = true;
-        if cancel.load(Ordering::Relaxed) {
+        if self.called_off(cancel)? {
             return Ok(false);
         }
         let (step, start) = (self.state.step, Instant::now());
-        let found = watch.evaluator.generate(&self.averaged());
-        let Some(scores) = found.map_err(|source| TrainError::Generation { step, source })? else { return Ok(false) };
+        let Some(scores) = self.scores(watch)? else { return Ok(false) };
         self.state.generation_pending = false;
         let most = scores.iter().max_by_key(|score| score.steps).map(|score| score.accuracy);
         let best = most.is_some_and(|accuracy| self.state.best_generation.is_none_or(|highest| accuracy > highest));
@@ -90,6 +97,19 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
         }
         watch.observer.generation(&report);
         Ok(true)
+    }
+
+    /// The first rank's evaluator answers, the others wait.
+    fn scores(&self, watch: &mut Watchers<'_, T::Model>) -> Result<Option<Vec<GenerationScore>>> {
+        let step = self.state.step;
+        let mut found = None;
+        if self.ranks.is_first() {
+            let answered = watch.evaluator.generate(&self.averaged());
+            found = answered.map_err(|source| TrainError::Generation { step, source })?;
+        }
+        let unread = |error: serde_json::Error| TrainError::Ranks { reason: format!("scores: {error}") };
+        let own = serde_json::to_vec(&found).map_err(unread)?;
+        serde_json::from_slice(&self.ranks.first_says(&own)?).map_err(unread)
     }
 
     /// These weights are the best so far by the given measure.

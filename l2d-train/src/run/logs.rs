@@ -31,6 +31,7 @@ struct StepRow {
     seconds_data: f64,
     seconds_gradients: f64,
     seconds_optimiser: f64,
+    seconds_waiting: f64,
     memory: Option<u64>,
     peak_memory: Option<u64>,
 }
@@ -96,6 +97,7 @@ impl Logs {
                 ("train/seconds/data", seconds.data),
                 ("train/seconds/gradients", seconds.gradients),
                 ("train/seconds/optimiser", seconds.optimiser),
+                ("train/seconds/waiting", seconds.waiting),
             ],
         )?;
         if let Some(memory) = report.memory {
@@ -117,6 +119,7 @@ impl Logs {
             seconds_data: seconds.data,
             seconds_gradients: seconds.gradients,
             seconds_optimiser: seconds.optimiser,
+            seconds_waiting: seconds.waiting,
             memory: report.memory.map(|memory| memory.current),
             peak_memory: report.memory.map(|memory| memory.peak),
         })

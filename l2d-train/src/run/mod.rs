@@ -26,6 +26,7 @@ use crate::config::TrainConfig;
 use crate::data::{Example, ExampleSource};
 use crate::error::{Result, TrainError};
 use crate::optimiser::AdamW;
+use crate::ranks::{Alone, Ranks, agree};
 use crate::run_dir::{RunDir, RunState};
 use crate::task::Task;
 
@@ -141,7 +142,40 @@ where
     AB: AutodiffBackend,
     T: Task<AB>,
 {
+    train_together(task, model, examples, validation, config, storage, device, cancel, observer, evaluator, &Alone)
+}
+
+/// [`train_and_generate`] on several ranks, each of which calls this with the same arguments but for its device, its observer (of
+/// which the first rank's is told all) and its evaluator (the first rank's answers). The first rank writes the run's folder, which
+/// the others read when they go on from a checkpoint: theirs is [`RunDir::shared`].
+///
+/// The batch is that of all ranks together: with any number of ranks a run has the same losses, but for rounding.
+///
+/// # Errors
+/// As there; [`TrainError::Unequal`] where the ranks differ in settings, data or weights, [`TrainError::Ranks`] where one is gone.
+/// On any error but these and [`TrainError::Diverged`], which all have, [`Ranks::abandon`] is to be called.
+pub fn train_together<AB, T>(
+    task: &T,
+    model: T::Model,
+    examples: &dyn ExampleSource,
+    validation: &[Example],
+    config: &TrainConfig,
+    storage: Option<&Storage>,
+    device: &Device<AB::InnerBackend>,
+    cancel: &AtomicBool,
+    observer: &mut dyn Observer,
+    evaluator: &mut dyn Evaluator<T::Model>,
+    ranks: &dyn Ranks,
+) -> Result<Trained<T::Model>>
+where
+    AB: AutodiffBackend,
+    T: Task<AB>,
+{
     config.check()?;
+    if config.batch_size < ranks.size() {
+        let reason = format!("{} ranks share a batch: it must have as many sequences at least", ranks.size());
+        return Err(TrainError::Config { key: "batch_size", reason });
+    }
     if examples.is_empty() {
         return Err(TrainError::NoData("the training set is empty".into()));
     }
@@ -175,7 +209,23 @@ where
         storage,
         order: examples.order(seed_for(config.seed, Purpose::Order)),
         device,
+        ranks,
     };
+    if ranks.size() > 1 {
+        let settings = run.state.settings.to_string();
+        let held_back = identity::hexadecimal(&validation.fingerprint());
+        agree(
+            ranks,
+            &[
+                ("version", env!("CARGO_PKG_VERSION").into()),
+                ("settings", settings),
+                ("training data", run.state.data.clone()),
+                ("validation data", held_back),
+                ("frozen weights", task.frozen(&run.model).unwrap_or_default()),
+                ("initial weights", identity::weights::<AB, _>(&run.model)),
+            ],
+        )?;
+    }
     if config.ema_decay > 0.0 {
         run.ema = Some(run.running_mean(&run.model));
     }

@@ -24,12 +24,14 @@ pub struct StepSeconds {
     pub gradients: f64,
     /// Norm, clipping, update and running mean.
     pub optimiser: f64,
+    /// Waiting for other ranks, and adding up their losses and gradients.
+    pub waiting: f64,
 }
 
 impl StepSeconds {
     /// All of them.
     pub fn total(&self) -> f64 {
-        self.data + self.gradients + self.optimiser
+        self.data + self.gradients + self.optimiser + self.waiting
     }
 }
 

@@ -8,9 +8,10 @@ use rand_chacha::ChaCha8Rng;
 use super::driver::Loop;
 use super::{Purpose, StepReport, StepSeconds, generator};
 use crate::data::{Batch, Example, micro_batches};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::objective::StepLoss;
 use crate::optimiser::{NamedGradients, clip_coefficient, forget_old_leaves};
+use crate::ranks::Ranks;
 use crate::task::Task;
 
 impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
@@ -18,9 +19,12 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
     pub(super) fn update(&mut self, learning_rate: f64) -> Result<StepReport> {
         let (step, mut seconds) = (self.state.step + 1, StepSeconds::default());
         let mut lap = Lap(Instant::now());
-        let picked = self.order.take(self.state.examples_seen, self.config.batch_size);
-        let picked = picked.into_iter().map(|i| self.examples.get(i)).collect::<Result<Vec<_>>>()?;
+        let batch = self.order.take(self.state.examples_seen, self.config.batch_size);
+        let mine = places_of(self.ranks, batch.len());
+        let picked = mine.clone().map(|place| self.examples.get(batch[place])).collect::<Result<Vec<_>>>()?;
         let picked: Vec<&Example> = picked.iter().map(AsRef::as_ref).collect();
+        // An example's draws depend on its place in the whole batch, whichever rank it falls to.
+        let places: Vec<u64> = mine.map(|place| place as u64).collect();
         let no_class = self.task.no_class(&self.model);
         let mut loss = StepLoss::default();
         let mut gradients = NamedGradients::default();
@@ -30,7 +34,7 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             let batch = batch.padded_to(self.config.pad_to);
             let mut rngs: Vec<ChaCha8Rng> = micro
                 .iter()
-                .map(|&i| generator(self.config.seed, Purpose::Train, step * self.config.batch_size as u64 + i as u64))
+                .map(|&i| generator(self.config.seed, Purpose::Train, step * self.config.batch_size as u64 + places[i]))
                 .collect();
             seconds.data += lap.seconds();
             let (micro_loss, micro_gradients) = self.task.gradients(&self.model, &batch, &mut rngs);
@@ -38,8 +42,14 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             gradients.add(micro_gradients);
             seconds.gradients += lap.seconds();
         }
+        let tokens = self.told_loss(&mut loss, tokens)?;
+        seconds.waiting += lap.seconds();
         self.good(step, "loss", loss.mean(), Some(self.config.max_loss), self.state.step.saturating_sub(1))?;
         gradients.retain(&|name| self.groups.trains(name));
+        gradients.sum_over(self.ranks)?;
+        if self.ranks.size() > 1 {
+            seconds.waiting += lap.seconds();
+        }
         gradients.scale(1.0 / loss.tokens as f64);
         let gradient_norm = gradients.norm();
         // On a GPU the backward pass has come to an end when its norm is known.
@@ -72,6 +82,30 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             epoch: self.state.examples_seen as f64 / self.examples.len() as f64,
         })
     }
+
+    /// Adds up the loss of all ranks, and gives the sum of `tokens`.
+    pub(super) fn told_loss(&self, loss: &mut StepLoss, tokens: usize) -> Result<usize> {
+        if self.ranks.size() == 1 {
+            return Ok(tokens);
+        }
+        let own = [vec![tokens as f64], loss.to_numbers()].concat();
+        let own: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let (mut all, mut sum) = (StepLoss::default(), 0);
+        for said in self.ranks.exchange(&own)? {
+            let numbers: Vec<f64> = said.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+            let unread = || TrainError::Ranks { reason: "a message of another length than expected".into() };
+            let (tokens, theirs) = numbers.split_first().ok_or_else(unread)?;
+            all.merge(&StepLoss::from_numbers(theirs).ok_or_else(unread)?);
+            sum += *tokens as usize;
+        }
+        *loss = all;
+        Ok(sum)
+    }
+}
+
+/// The places in a batch of `count` that are this rank's: every n-th, so that the parts are as alike as a shuffle makes them.
+pub(super) fn places_of(ranks: &dyn Ranks, count: usize) -> std::iter::StepBy<std::ops::Range<usize>> {
+    (ranks.rank().min(count)..count).step_by(ranks.size())
 }
 
 /// Measures one part after another.
