@@ -1,10 +1,13 @@
 //! The one place that names concrete backends. Which are compiled in is a cargo feature; which runs is `--backend`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Tensor};
 use clap::ValueEnum;
 
 use crate::error::CliError;
+use crate::place::Place;
 
 /// Where the numbers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,6 +71,23 @@ impl BackendKind {
         }
     }
 
+    /// What to look for where it has no device.
+    #[allow(dead_code, reason = "said where a GPU backend is compiled in")]
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Cuda => {
+                "is there an NVIDIA GPU (nvidia-smi lists them), is its driver as new as the CUDA this was built for, and are \
+                 libcuda and libnvrtc where the loader finds them (LD_LIBRARY_PATH)?"
+            }
+            Self::Metal => "Metal is on Apple's machines alone",
+            Self::Wgpu | Self::Vulkan => {
+                "is there a GPU, and a driver for it (vulkaninfo --summary lists them; without a GPU, Debian's \
+                 mesa-vulkan-drivers has one that computes on the CPU, slowly)?"
+            }
+            Self::Flex | Self::Ndarray => "the CPU is always there",
+        }
+    }
+
     /// What to say when this backend is not compiled in.
     pub(crate) fn missing(self) -> String {
         let compiled: Vec<&str> = Self::compiled().into_iter().map(Self::name).collect();
@@ -79,43 +99,47 @@ impl BackendKind {
     }
 }
 
-/// Runs `$body` with `$B` standing for the chosen backend's type; an error value when it is not compiled in.
+/// Runs `$body` with `$B` standing for the chosen backend's type and `$devices` for the chosen devices of it, one at least; an
+/// error value when it is not compiled in or a device is not there.
 macro_rules! with_backend {
-    ($kind:expr, $B:ident => $body:expr) => {{
+    ($place:expr, $B:ident, $devices:ident => $body:expr) => {{
         use $crate::backend::BackendKind;
-        match $kind {
+        let place: &$crate::place::Place = $place;
+        match place.kind {
             #[cfg(feature = "flex")]
             BackendKind::Flex => {
                 type $B = burn::backend::Flex;
+                let $devices = place.devices::<$B>()?;
                 $body
             }
             #[cfg(feature = "ndarray")]
             BackendKind::Ndarray => {
                 type $B = burn::backend::NdArray;
+                let $devices = place.devices::<$B>()?;
                 $body
             }
             #[cfg(feature = "wgpu")]
             BackendKind::Wgpu => {
                 type $B = burn::backend::Wgpu;
-                $crate::backend::probe::<$B>($kind)?;
+                let $devices = $crate::backend::probed::<$B>(place)?;
                 $body
             }
             #[cfg(feature = "vulkan")]
             BackendKind::Vulkan => {
                 type $B = burn::backend::Vulkan;
-                $crate::backend::probe::<$B>($kind)?;
+                let $devices = $crate::backend::probed::<$B>(place)?;
                 $body
             }
             #[cfg(feature = "metal")]
             BackendKind::Metal => {
                 type $B = burn::backend::Metal;
-                $crate::backend::probe::<$B>($kind)?;
+                let $devices = $crate::backend::probed::<$B>(place)?;
                 $body
             }
             #[cfg(feature = "cuda")]
             BackendKind::Cuda => {
                 type $B = burn::backend::Cuda;
-                $crate::backend::probe::<$B>($kind)?;
+                let $devices = $crate::backend::probed::<$B>(place)?;
                 $body
             }
             #[allow(unreachable_patterns)]
@@ -125,28 +149,41 @@ macro_rules! with_backend {
 }
 pub(crate) use with_backend;
 
-/// Finds out whether there is a device for a GPU backend, by computing on it: burn's runtimes know no other way to say
-/// that there is none than to panic.
+/// The devices of a GPU backend that were asked for. Computes on each: burn's runtimes know no other way to say that there is
+/// none than to panic.
 ///
 /// # Errors
-/// [`CliError::Usage`] where nothing can be computed.
+/// [`CliError::Device`] where nothing can be computed, with what the runtime said; [`CliError::Usage`] for a number that no device
+/// has.
 #[allow(dead_code, reason = "called where a GPU backend is compiled in")]
-pub(crate) fn probe<B: Backend>(kind: BackendKind) -> Result<(), CliError> {
+pub(crate) fn probed<B: Backend>(place: &Place) -> Result<Vec<B::Device>, CliError> {
+    let said = Arc::new(Mutex::new(String::new()));
+    let heard = said.clone();
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let sum = std::panic::catch_unwind(|| {
-        let numbers = Tensor::<B, 1>::from_floats([1.0, 2.0], &B::Device::default());
-        numbers.sum().into_scalar().elem::<f32>()
+    std::panic::set_hook(Box::new(move |panic| {
+        // The first says most; others follow from it on other threads.
+        let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_empty() {
+            *said = panic.payload_as_str().unwrap_or("it gave no reason").to_owned();
+        }
+    }));
+    let found = std::panic::catch_unwind(|| {
+        let devices = place.devices::<B>()?;
+        let computes = devices.iter().all(|device| {
+            let numbers = Tensor::<B, 1>::from_floats([1.0, 2.0], device);
+            numbers.sum().into_scalar().elem::<f32>() == 3.0
+        });
+        Ok(computes.then_some(devices))
     });
     std::panic::set_hook(hook);
-    if sum.is_ok_and(|sum| sum == 3.0) {
-        return Ok(());
+    match found {
+        Ok(Ok(Some(devices))) => return Ok(devices),
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(None)) => "1 + 2 is not 3 there".clone_into(&mut said.lock().unwrap_or_else(PoisonError::into_inner)),
+        Err(_) => {}
     }
-    Err(CliError::Usage(format!(
-        "no usable device for the backend `{}`: is there a GPU, and is its driver installed? The CPU always works: \
-         --backend flex",
-        kind.name()
-    )))
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).lines().next().unwrap_or_default().to_owned();
+    Err(CliError::Device { backend: place.kind.name(), said, remedy: place.kind.remedy() })
 }
 
 /// The fingerprint of a base model, read on whichever backend is compiled in.
@@ -154,9 +191,9 @@ pub(crate) fn fingerprint(
     model: &std::path::Path,
     config: &l2d_core::config::LmConfig,
 ) -> Result<l2d_core::checkpoint::BaseFingerprint, CliError> {
-    with_backend!(BackendKind::default_kind(), B => {
+    with_backend!(&Place::default(), B, devices => {
         let (_, source) = l2d_core::checkpoint::open_weights(model)?;
-        let lm = l2d_core::lm::Lm::<B>::load(config, source.as_ref(), &Default::default())?;
+        let lm = l2d_core::lm::Lm::<B>::load(config, source.as_ref(), &devices[0])?;
         Ok(l2d_core::checkpoint::BaseFingerprint::of(&lm))
     })
 }

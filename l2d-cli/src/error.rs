@@ -32,6 +32,19 @@ pub(crate) enum CliError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A GPU backend finds nothing to compute on.
+    #[error("no usable device for the backend `{backend}`: {said}")]
+    Device {
+        /// Its name.
+        backend: &'static str,
+        /// What its runtime said.
+        said: String,
+        /// What to look for.
+        remedy: &'static str,
+    },
+    /// Another rank says it.
+    #[error("stopped with the other ranks")]
+    Elsewhere,
     /// Nobody reads standard output any more.
     #[error("standard output was closed")]
     OutputClosed,
@@ -73,6 +86,7 @@ impl CliError {
         use l2d_core::Error;
         let error = match self {
             Self::Core(error) => error,
+            Self::Device { remedy, .. } => return Some(*remedy),
             Self::Infer(l2d_infer::Error::Context { .. }) => {
                 return Some("shorten the prompt, or ask for fewer tokens with --max-tokens");
             }

@@ -12,7 +12,9 @@ mod hub;
 mod memory;
 mod model;
 mod output;
+mod place;
 mod progress;
+mod ranks;
 mod tiny;
 mod trace;
 
@@ -21,8 +23,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{BenchCommand, Cli, Command, ConvertCommand, DataCommand, PlotCommand};
-use crate::backend::{BackendKind, with_backend};
+use crate::backend::with_backend;
 use crate::error::CliError;
+use crate::place::Place;
 
 fn main() -> ExitCode {
     // Started by itself to build a cell for a program: at once, before there are threads.
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     set_up_logging(cli.verbose);
     match run(cli) {
         Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
+        Err(CliError::Elsewhere) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error}");
             if let Some(hint) = error.hint() {
@@ -47,31 +51,43 @@ fn run(mut cli: Cli) -> Result<(), CliError> {
     for path in cli.command.inputs() {
         hub::fetch(path)?;
     }
-    let backend = cli.backend.unwrap_or_else(BackendKind::default_kind);
+    let place = &Place::new(cli.backend, cli.devices)?;
+    if place.count() > 1 && !matches!(cli.command, Command::Train(_)) {
+        return Err(CliError::Usage(format!("--devices names {}, and this command computes on one", place.count())));
+    }
+    let backend = place.kind;
     match cli.command {
-        Command::Quickstart(args) => with_backend!(backend, B => commands::quickstart::run::<B>(&args, backend)),
-        Command::Train(args) => with_backend!(backend, B => commands::train::run::<B>(&args, backend)),
-        Command::Plan(args) => with_backend!(backend, B => commands::plan::run::<B>(&args, backend)),
+        Command::Quickstart(args) => {
+            with_backend!(place, B, devices => commands::quickstart::run::<B>(&args, backend, &devices[0]))
+        }
+        Command::Train(args) => commands::train::run(&args, place),
+        Command::Plan(args) => {
+            with_backend!(place, B, devices => commands::plan::run::<B>(&args, backend, &devices[0]))
+        }
         Command::Plot(PlotCommand::Losses(args)) => commands::losses::overlay(&args),
-        Command::Generate(args) => with_backend!(backend, B => commands::generate::run::<B>(&args, backend)),
-        Command::Chat(args) => with_backend!(backend, B => commands::chat::run::<B>(&args, backend)),
-        Command::Eval(args) => with_backend!(backend, B => commands::eval::run::<B>(&args, backend)),
+        Command::Generate(args) => {
+            with_backend!(place, B, devices => commands::generate::run::<B>(&args, backend, &devices[0]))
+        }
+        Command::Chat(args) => {
+            with_backend!(place, B, devices => commands::chat::run::<B>(&args, backend, &devices[0]))
+        }
+        Command::Eval(args) => commands::eval::run(&args, place),
         Command::Data(DataCommand::Inspect(args)) => commands::data::inspect(&args),
         Command::Convert(ConvertCommand::Merge(args)) => {
-            with_backend!(backend, B => commands::convert::merge::<B>(&args))
+            with_backend!(place, B, devices => commands::convert::merge::<B>(&args, &devices[0]))
         }
         Command::Convert(ConvertCommand::FromPytorch(args)) => {
-            with_backend!(backend, B => commands::convert::from_pytorch::<B>(&args))
+            with_backend!(place, B, devices => commands::convert::from_pytorch::<B>(&args, &devices[0]))
         }
         Command::Convert(ConvertCommand::ToPytorch(args)) => {
-            with_backend!(backend, B => commands::convert::to_pytorch::<B>(&args))
+            with_backend!(place, B, devices => commands::convert::to_pytorch::<B>(&args, &devices[0]))
         }
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(BenchCommand::Decode(args)) => {
-            with_backend!(backend, B => commands::bench::decode::run::<B>(&args, backend))
+            with_backend!(place, B, devices => commands::bench::decode::run::<B>(&args, backend, &devices[0]))
         }
         Command::Bench(BenchCommand::Train(args)) => {
-            with_backend!(backend, B => commands::bench::train::run::<B>(&args, backend))
+            with_backend!(place, B, devices => commands::bench::train::run::<B>(&args, backend, &devices[0]))
         }
     }
 }

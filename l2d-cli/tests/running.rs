@@ -2,56 +2,17 @@
 //! that is planned beforehand.
 #![cfg(unix)]
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
+use common::{arguments, assert_alike, checkpoints, metrics, problems, timeless, tiny};
 use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
-
-fn tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny")
-}
-
-/// Problems of the embedded model's kind.
-fn problems(path: &Path, count: usize) {
-    let rows: String = (0..count)
-        .map(|i| {
-            let (a, b) = (100 + 7 * i % 900, 11 + i % 80);
-            format!("{{\"question\":\"{a}*{b}\",\"answer\":\"{a}*{b}={}\"}}\n", a * b)
-        })
-        .collect();
-    std::fs::write(path, rows).expect("written");
-}
-
-/// A small diffusion path, a dozen updates, and something due at almost each of them.
-fn arguments(folder: &Path, out: &Path, settings: &[&str]) -> Vec<String> {
-    let data = folder.join("data.jsonl");
-    if !data.exists() {
-        problems(&data, 40);
-    }
-    let mut arguments: Vec<String> = ["train", "--batch-size", "4", "--steps", "14"].map(String::from).to_vec();
-    for (flag, path) in [("--model", &tiny()), ("--data", &data), ("--out", &out.to_path_buf())] {
-        arguments.extend([flag.to_string(), path.display().to_string()]);
-    }
-    let usual = [
-        "diffusion.dim=8",
-        "diffusion.conditioning=8",
-        "diffusion.time_features=8",
-        "diffusion.variant={kind=\"lora\",rank=2,alpha=2.0}",
-        "learning_rate=1e-3",
-        "warmup_steps=2",
-        "validation_fraction=0.3",
-        "validate_every=3",
-        "checkpoint_every=2",
-    ];
-    for setting in usual.iter().chain(settings) {
-        arguments.extend(["--set".to_string(), setting.to_string()]);
-    }
-    arguments
-}
 
 fn train(folder: &Path, out: &Path, settings: &[&str]) -> Command {
     let mut command = Command::cargo_bin("l2d").expect("built");
@@ -66,28 +27,6 @@ fn spawn(folder: &Path, out: &Path, settings: &[&str], resume: bool) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("started")
-}
-
-/// The lines of a run's metrics, as far as they are whole.
-fn metrics(out: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-/// The same without what depends on the clock and the machine.
-fn timeless(out: &Path) -> Vec<Value> {
-    let timed = |key: &str| key.starts_with("seconds") || key.ends_with("per_second") || key.ends_with("memory");
-    let mut rows = metrics(out);
-    rows.iter_mut().for_each(|row| row.as_object_mut().expect("an object").retain(|key, _| !timed(key)));
-    rows
-}
-
-fn checkpoints(out: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten();
-    let mut names: Vec<String> =
-        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 fn is_saved(out: &Path) -> bool {
@@ -344,4 +283,41 @@ fn memory_stays_flat() {
 fn memory_stays_flat_for_long() {
     let growth = growth(2000, 200);
     assert!(growth < 1.05, "{growth}");
+}
+
+/// Two replicas in one process train as one does, and stop and go on together.
+#[test]
+fn several_devices_train_as_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let (one, two) = (at.join("one"), at.join("two"));
+    train(at, &one, &[]).assert().success();
+    let both = train(at, &two, &[]).args(["--devices", "flex:0-1"]).assert().success();
+    both.stderr(contains("2 ranks share each batch of 4 sequences"));
+    assert_alike(&timeless(&two), &timeless(&one));
+    let (one, two) = (at.join("one/adapter.safetensors"), at.join("two/adapter.safetensors"));
+    assert_eq!(std::fs::metadata(one).expect("written").len(), std::fs::metadata(two).expect("written").len());
+
+    let far = at.join("far");
+    train(at, &far, &[]).args(["--devices", "flex:0-4"]).assert().code(1).stderr(contains("5 ranks share a batch"));
+    train(at, &far, &[]).args(["--ranks", "2"]).assert().code(2).stderr(contains("mpirun -np 2 l2d"));
+    train(at, &far, &[]).args(["--devices", "flex:1-0"]).assert().code(2).stderr(contains("runs backwards"));
+    train(at, &far, &[]).args(["--devices", "cuda:0", "--backend", "flex"]).assert().code(2);
+    let mut chat = Command::cargo_bin("l2d").expect("built");
+    chat.args(["generate", "--devices", "flex:0-1", "1", "--model"]).arg(tiny());
+    chat.assert().code(2).stderr(contains("this command computes on one"));
+}
+
+/// A binary that cannot join the others says so, rather than let each train a model of its own.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_launcher_is_noticed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let said = train(folder.path(), &out, &[]).env(variable, "4").assert().code(2);
+        said.stderr(contains("has started 4 processes").and(contains("--features mpi")));
+    }
+    assert!(!out.exists());
+    train(folder.path(), &out, &["steps=1"]).env("PMI_SIZE", "1").assert().success();
 }

@@ -55,7 +55,7 @@ pub(crate) enum EvalSubcommand {
     Compare(CompareArgs),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -141,6 +141,14 @@ pub(crate) struct EvalArgs {
 
     #[command(flatten)]
     pub(crate) search: SearchArgs,
+
+    /// How many ranks a launcher (mpirun, srun) must have started; they share the rows.
+    #[arg(long, value_name = "N", help_heading = "Rows")]
+    pub(crate) ranks: Option<usize>,
+
+    /// This is one rank's part, whose results are nobody's to read.
+    #[arg(skip)]
+    pub(crate) silent: bool,
 }
 
 /// How answers are judged and shown.

@@ -32,6 +32,7 @@ pub(crate) use self::plot::{CurveKind, PlotCommand, PlotLossesArgs};
 pub(crate) use self::quickstart::QuickstartArgs;
 pub(crate) use self::train::{ObjectiveArg, TrainArgs};
 use crate::backend::BackendKind;
+use crate::place::DeviceList;
 
 /// Large language models to diffusion finetuning: train a small diffusion path beside a frozen language model, then decode
 /// each token in as many diffusion steps as you want to pay for.
@@ -44,6 +45,10 @@ pub(crate) struct Cli {
     /// Where to compute [default: the first one compiled in, the CPU before the GPUs].
     #[arg(long, global = true, value_enum, help_heading = "Global options")]
     pub(crate) backend: Option<BackendKind>,
+
+    /// Which devices: cuda:0, wgpu:1, or for `train` several that train together, cuda:0-7 [default: the backend's first].
+    #[arg(long, global = true, value_name = "LIST", help_heading = "Global options")]
+    pub(crate) devices: Option<DeviceList>,
 
     /// Log more to stderr: -v for information, -vv for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]

@@ -59,6 +59,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub(crate) learning_rate: Option<f64>,
 
+    /// How many ranks a launcher (mpirun, srun) must have started: a guard against one that starts single processes.
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<usize>,
+
     /// Seed of initialisation, order and draws.
     #[arg(long)]
     pub(crate) seed: Option<u64>,

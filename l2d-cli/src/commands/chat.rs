@@ -3,6 +3,7 @@
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_infer::decode::{Completion, Decoder, Event, FinishReason, GenerationParams, Hooks, Request};
@@ -18,10 +19,9 @@ use crate::output::say;
 const HELP: &str = "/steps N  evaluations per token · /reset  forget the conversation · /exit  (or end of input) leave";
 
 /// Runs the command: prompts on stderr, answers on stdout, until the input ends. Ctrl-C cuts an answer short.
-pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind) -> Result<(), CliError> {
-    let device = B::Device::default();
+pub(crate) fn run<B: Backend>(args: &ChatArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     args.decode.check_guidance()?;
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     text.template()?;
     model.class(args.decode.class.as_deref())?;
     let mut budget = args.decode.budget(args.steps, model.default_steps())?;

@@ -18,22 +18,22 @@ use crate::export::export_model;
 use crate::model::load_base;
 
 /// Runs `l2d convert merge`.
-pub(crate) fn merge<B: Backend>(args: &ConvertMergeArgs) -> Result<(), CliError> {
+pub(crate) fn merge<B: Backend>(args: &ConvertMergeArgs, device: &Device<B>) -> Result<(), CliError> {
     if args.out.join("config.json").exists() {
         return Err(CliError::Usage(format!("--out {}: there is a model already", args.out.display())));
     }
-    let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), &Device::<B>::default(), false)?;
+    let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
     export_model(&args.out, &lm, &text, stored(args.f16))?;
     eprintln!("wrote {}", args.out.display());
     Ok(())
 }
 
 /// Runs `l2d convert from-pytorch`.
-pub(crate) fn from_pytorch<B: Backend>(args: &FromPytorchArgs) -> Result<(), CliError> {
+pub(crate) fn from_pytorch<B: Backend>(args: &FromPytorchArgs, device: &Device<B>) -> Result<(), CliError> {
     refuse_existing(&args.out)?;
     let config = args.config.as_deref().map(ReferenceConfig::read).transpose()?;
     let source = open_state_dict(&args.checkpoint)?;
-    let lm = load_lm::<B>(&args.model)?;
+    let lm = load_lm::<B>(&args.model, device)?;
     let overrides = ReferenceOverrides { sigma: args.sigma, alpha: args.alpha, classes: args.classes.clone() };
     let imported = import_reference(source.as_ref(), &lm, config.as_ref(), &overrides)?;
     match &imported.base_difference {
@@ -51,7 +51,7 @@ pub(crate) fn from_pytorch<B: Backend>(args: &FromPytorchArgs) -> Result<(), Cli
 }
 
 /// Runs `l2d convert to-pytorch`.
-pub(crate) fn to_pytorch<B: Backend>(args: &ToPytorchArgs) -> Result<(), CliError> {
+pub(crate) fn to_pytorch<B: Backend>(args: &ToPytorchArgs, device: &Device<B>) -> Result<(), CliError> {
     let settings = args.out.with_extension("json");
     if settings == args.out {
         let reason = "the settings are written beside it as .json; name it .safetensors";
@@ -59,7 +59,7 @@ pub(crate) fn to_pytorch<B: Backend>(args: &ToPytorchArgs) -> Result<(), CliErro
     }
     refuse_existing(&args.out)?;
     refuse_existing(&settings)?;
-    let lm = load_lm::<B>(&args.model)?;
+    let lm = load_lm::<B>(&args.model, device)?;
     let path = load_adapter(&args.adapter, &lm)?;
     let tensors = export_reference(&path, args.whole.then_some(&lm));
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -71,9 +71,9 @@ pub(crate) fn to_pytorch<B: Backend>(args: &ToPytorchArgs) -> Result<(), CliErro
 }
 
 /// A base as its file has it, in f32.
-fn load_lm<B: Backend>(model: &Path) -> Result<Lm<B>, CliError> {
+fn load_lm<B: Backend>(model: &Path, device: &Device<B>) -> Result<Lm<B>, CliError> {
     let checkpoint = Checkpoint::open(model)?;
-    Ok(Lm::load(&checkpoint.config, checkpoint.tensors.as_ref(), &Device::<B>::default())?.no_grad())
+    Ok(Lm::load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?.no_grad())
 }
 
 fn refuse_existing(file: &Path) -> Result<(), CliError> {

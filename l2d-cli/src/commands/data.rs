@@ -31,7 +31,7 @@ pub(crate) fn inspect(args: &DataInspectArgs) -> Result<(), CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let text = Text::of(&checkpoint);
     let cancel = on_interrupt()?;
-    let store = data::open(&config, &text, checkpoint.config.max_positions, &cache, &cancel)?;
+    let store = data::open(&config, &text, checkpoint.config.max_positions, &cache, &cancel, true)?;
     let report = Report::new(&store, &config, &text, args.examples)?;
     if args.json {
         let json = serde_json::to_string_pretty(&report).map_err(|e| CliError::Usage(format!("--json: {e}")))?;

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Instant;
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::text::Message;
 use l2d_infer::decode::{Completion, Event, FinishReason, GenerationParams, Hooks, Request, Search};
@@ -21,10 +22,9 @@ const TOGETHER: usize = 32;
 
 /// Runs the command. One answer streams to stdout; several, those of a search, and JSON come when they are complete. A line
 /// of figures goes to stderr.
-pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind) -> Result<(), CliError> {
-    let device = B::Device::default();
+pub(crate) fn run<B: Backend>(args: &GenerateArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     args.decode.check_guidance()?;
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     let prompt = prompt(&args.prompt)?;
     let tokens = if args.raw {
         text.raw(&prompt)?

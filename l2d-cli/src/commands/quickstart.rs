@@ -54,15 +54,14 @@ const TRAINING_PROBLEMS: usize = 60_000;
 const BATCH: usize = 100;
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(args: &QuickstartArgs, backend: BackendKind) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &QuickstartArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     if let Some(folder) = &args.export_data {
         return export_data(folder, args.seed);
     }
     let start = Instant::now();
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let device = Device::<B>::default();
     let cancel = on_interrupt()?;
-    let (lm, text) = tiny::base::<B>(&device)?;
+    let (lm, text) = tiny::base::<B>(device)?;
     let recipe = tiny::recipe()?;
     say!(
         "The base: a Llama-type LM of {:.1} million parameters, pretrained on products such as {}. One written digit in \
@@ -89,7 +88,7 @@ pub(crate) fn run<B: Backend>(args: &QuickstartArgs, backend: BackendKind) -> Re
 struct Session<'a, B: Backend> {
     lm: Lm<B>,
     text: Text,
-    device: Device<B>,
+    device: &'a Device<B>,
     cancel: &'a AtomicBool,
     args: &'a QuickstartArgs,
     backend: BackendKind,
@@ -160,8 +159,7 @@ impl<B: Backend> Session<'_, B> {
             const PROBE: u64 = 3;
             let probe = TrainConfig { steps: Some(PROBE), warmup_steps: 0, validate_every: 0, ..config.clone() };
             let start = Instant::now();
-            let cold =
-                train(task, model.clone(), &examples, &[], &probe, None, &self.device, self.cancel, &mut Silent)?;
+            let cold = train(task, model.clone(), &examples, &[], &probe, None, self.device, self.cancel, &mut Silent)?;
             drop(cold);
             let per_step = start.elapsed().as_secs_f64() / PROBE as f64;
             let steps = ((self.args.seconds as f64 / per_step) as u64).max(10);
@@ -171,7 +169,7 @@ impl<B: Backend> Session<'_, B> {
         }
         let mut progress = TrainProgress::new(config.total_steps(examples.len()));
         let trained =
-            train(task, model, &examples, validation, &config, None, &self.device, self.cancel, &mut progress)?;
+            train(task, model, &examples, validation, &config, None, self.device, self.cancel, &mut progress)?;
         match trained.outcome {
             Outcome::Finished | Outcome::StoppedEarly => Ok(trained.model),
             Outcome::Interrupted => Err(CliError::Interrupted),

@@ -85,16 +85,16 @@ pub fn agree(ranks: &dyn Ranks, parts: &[(&'static str, String)]) -> Result<()> 
     Ok(())
 }
 
-/// Where two texts part, and how they go on from there.
+/// The word in which two texts part, of each.
 fn difference(first: &[u8], other: &[u8]) -> String {
     const SHOWN: usize = 60;
     let same = first.iter().zip(other).take_while(|(a, b)| a == b).count();
-    // From the word in which they part.
     let word = |byte: &u8| byte.is_ascii_whitespace() || b",{}".contains(byte);
     let begin = first[..same].iter().rposition(word).map_or(0, |place| place + 1);
     let shown = |text: &[u8]| {
-        let end = text.len().min(same.max(begin) + SHOWN);
-        String::from_utf8_lossy(&text[begin.min(end)..end]).into_owned()
+        let rest = &text[begin..];
+        let end = rest.iter().position(word).unwrap_or(rest.len()).min(SHOWN);
+        String::from_utf8_lossy(&rest[..end]).into_owned()
     };
     format!("`{}` there, `{}` on rank 0", shown(other), shown(first))
 }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_difference_is_shown_from_the_word_it_lies_in() {
         let said = difference(br#"{"seed":1,"batch_size":8}"#, br#"{"seed":1,"batch_size":16}"#);
-        assert_eq!(said, r#"`"batch_size":16}` there, `"batch_size":8}` on rank 0"#);
+        assert_eq!(said, r#"`"batch_size":16` there, `"batch_size":8` on rank 0"#);
         assert_eq!(difference(b"abc", b"abd"), "`abd` there, `abc` on rank 0");
         assert_eq!(difference(b"", b"x"), "`x` there, `` on rank 0");
     }

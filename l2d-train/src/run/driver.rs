@@ -161,7 +161,8 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
 
     pub(super) fn go(mut self, mut watch: Watchers<'_, T::Model>, cancel: &AtomicBool) -> Result<Trained<T::Model>> {
         let schedule = self.config.schedule(self.state.total_steps);
-        if schedule.warmup_steps == schedule.total_steps && self.config.decay != Decay::Constant {
+        let rising = schedule.warmup_steps == schedule.total_steps && self.config.decay != Decay::Constant;
+        if rising && self.ranks.is_first() {
             tracing::warn!(
                 "all {} updates are warm-up: the learning rate rises to the last; lower warmup_steps",
                 schedule.total_steps

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_infer::Decoder;
 use l2d_infer::decode::{DiffusionParams, Event, GenerationParams, Hooks, Request};
@@ -63,7 +64,11 @@ struct Report {
 }
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(
+    args: &BenchDecodeArgs,
+    backend: BackendKind,
+    device: &Device<B>,
+) -> Result<(), CliError> {
     // The first token comes with the prompt, so one token has no speed.
     let (tokens, repeats) = (vec![args.tokens], vec![args.repeats]);
     for (name, values, least) in [
@@ -77,7 +82,7 @@ pub(crate) fn run<B: Backend>(args: &BenchDecodeArgs, backend: BackendKind) -> R
         }
     }
     args.decode.check_guidance()?;
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &B::Device::default())?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
     for &budget in &budgets {

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Distribution, Tensor};
 use l2d_core::config::LmConfig;
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, Variant};
 use l2d_core::lm::{Lm, host_values};
@@ -65,7 +66,7 @@ struct Report {
 }
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     for (name, value) in [("--batch", args.batch), ("--repeats", args.repeats), ("--tokens", args.tokens / 2)] {
         if value == 0 {
             return Err(CliError::Usage(format!("{name} is too small to measure anything")));
@@ -76,11 +77,10 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind) -> Re
     }
     let config = settings::from_files(args.config.as_slice(), &args.set)?;
     config.check()?;
-    let device = Device::<B>::default();
     let by_hand = backend.is_cpu() && !args.autodiff;
-    let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(&device) };
+    let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(device) };
     say!("matrix products: {:.0} GFLOP/s ({})", product_rate / 1e9, backend.name())?;
-    let (lm, text) = load_base::<B>(&args.model, None, &device, by_hand && config.objective != ObjectiveKind::Full)?;
+    let (lm, text) = load_base::<B>(&args.model, None, device, by_hand && config.objective != ObjectiveKind::Full)?;
     let words = text.raw(PROSE)?;
     let mut bench = Bench { args, config: &config, words, product_rate, by_hand, runs: Vec::new() };
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);

@@ -50,6 +50,11 @@ pub(super) fn rescore_folder(args: &RescoreArgs) -> Result<(), CliError> {
 
 /// `l2d eval merge`.
 pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
+    put_together(args, false)
+}
+
+/// The same; `again` where an earlier whole is replaced, of which the parts have become more.
+pub(super) fn put_together(args: &MergeArgs, again: bool) -> Result<(), CliError> {
     for name in names(&args.parts[0], args.answers.tasks.as_deref())? {
         let mut model: Option<Value> = None;
         let mut records: Vec<Record> = Vec::new();
@@ -90,7 +95,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
         }
         std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
         let out = journal_in(&args.out, &name);
-        if out.exists() {
+        if out.exists() && !again {
             return Err(CliError::Usage(format!(
                 "{} is there already: give an empty folder with --out",
                 out.display()
@@ -183,7 +188,7 @@ fn score(
         })
         .collect();
     let report = Report::new(described, model, runs).in_environment(environment);
-    outputs::write(folder, &report, published.as_ref())
+    outputs::write(folder, &report, published.as_ref(), true)
 }
 
 /// The hash of the prompts in an earlier report: scoring again does not ask again.

@@ -5,12 +5,14 @@ mod identity;
 mod label;
 mod likelihood;
 mod outputs;
+mod shared;
 pub(crate) mod tools;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::{BaseFingerprint, Checkpoint};
 use l2d_core::cpu::CacheFormat;
@@ -33,14 +35,16 @@ use self::label::label;
 use self::likelihood::ModelScorer;
 use self::tools::Equipped;
 use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs, SolverKind};
-use crate::backend::BackendKind;
+use crate::backend::{BackendKind, with_backend};
 use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::generator::{Guide, ModelGenerator, messages};
 use crate::hub;
 use crate::model::{Model, Text, on_interrupt};
 use crate::output::say;
+use crate::place::Place;
 use crate::progress::EvalProgress;
+use crate::ranks::{self, Joined};
 
 /// What `--data` says where each task's data set is to come from the hub.
 const HUB: &str = "hub";
@@ -49,15 +53,32 @@ const HUB: &str = "hub";
 pub(crate) const MAX_ROW_TOKENS: usize = 2048;
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(command: &EvalCommand, backend: BackendKind) -> Result<(), CliError> {
-    match command {
-        EvalCommand::Again(EvalSubcommand::Tasks) => again::list(),
-        EvalCommand::Again(EvalSubcommand::Rescore(args)) => again::rescore_folder(args),
-        EvalCommand::Again(EvalSubcommand::Merge(args)) => again::merge(args),
-        EvalCommand::Again(EvalSubcommand::Compare(args)) => again::compare(args),
-        EvalCommand::Run(args) if args.write_out => write_out(args),
-        EvalCommand::Run(args) if args.likelihood => score_options::<B>(args, backend),
-        EvalCommand::Run(args) => generate::<B>(args, backend),
+pub(crate) fn run(command: &EvalCommand, place: &Place) -> Result<(), CliError> {
+    let args = match command {
+        EvalCommand::Again(EvalSubcommand::Tasks) => return again::list(),
+        EvalCommand::Again(EvalSubcommand::Rescore(args)) => return again::rescore_folder(args),
+        EvalCommand::Again(EvalSubcommand::Merge(args)) => return again::merge(args),
+        EvalCommand::Again(EvalSubcommand::Compare(args)) => return again::compare(args),
+        EvalCommand::Run(args) if args.write_out => return write_out(args),
+        EvalCommand::Run(args) => args,
+    };
+    let Joined { ranks, local } = ranks::join(args.ranks)?;
+    if ranks.size() == 1 {
+        return with_backend!(place, B, devices => answer::<B>(args, place.kind, &devices[0]));
+    }
+    ranks::on_device(&*ranks, place, local, |place, entered| {
+        with_backend!(place, B, devices => {
+            entered.set(true);
+            shared::run::<B>(args, place.kind, &devices[0], &*ranks)
+        })
+    })
+}
+
+/// Asks the questions, on this rank alone.
+fn answer<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
+    match args.likelihood {
+        true => score_options::<B>(args, backend, device),
+        false => generate::<B>(args, backend, device),
     }
 }
 
@@ -90,7 +111,7 @@ fn grid(args: &EvalArgs, budgets: &[Budget]) -> Vec<Point> {
 
 /// Generates and scores. Finished samples are in a journal, so the same command goes on where it was stopped. A batch is
 /// decoded in at most as many threads as the backend decodes with.
-fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
+fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     let profile: Profile = args.scoring.profile.parse()?;
     let published = published(&args.scoring)?;
     let scoring = if args.predict_only { Scoring::Later } else { Scoring::Now };
@@ -100,8 +121,7 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
     }
     // What is missing is said before a model is loaded.
     let asked = tasks.iter().map(|task| read(args, task.as_ref())).collect::<Result<Vec<_>, _>>()?;
-    let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     let usual = match &args.model.adapter {
         Some(_) => vec![1, model.default_steps()],
         None => vec![1],
@@ -117,7 +137,7 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
     }
     let guide = model.guide(&args.decode)?;
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
+    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(device))?;
     for task in &tasks {
         identity.check_owner(&args.out, task.name())?;
     }
@@ -175,9 +195,11 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), Cli
                 // What was asked of which model, for whoever scores it.
                 outputs::write_json(&args.out, &report)?;
                 let journal = journal.path().display();
-                say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
+                if !args.silent {
+                    say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
+                }
             } else {
-                outputs::write(&args.out, &report, published.as_ref())?;
+                outputs::write(&args.out, &report, published.as_ref(), !args.silent)?;
             }
         }
         if interrupted {
@@ -254,7 +276,7 @@ fn generation(
 }
 
 /// `--likelihood`.
-fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<(), CliError> {
+fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     if args.decode.sampling() != SamplingParams::default() {
         return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
     }
@@ -268,10 +290,9 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
         tasks.push(task);
     }
     let asked = tasks.iter().map(|task| read(args, task)).collect::<Result<Vec<_>, _>>()?;
-    let device = B::Device::default();
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, &device)?;
+    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(&device))?;
+    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(device))?;
     for task in &tasks {
         identity.check_owner(&args.out, task.name())?;
     }
@@ -297,7 +318,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind) -> Result<()
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, Profile::Harness, evaluation.counts(), hash, &files);
             let report = Report::new(described, identity.description.clone(), vec![(run, &result)]);
-            outputs::write(&args.out, &report, published.as_ref())?;
+            outputs::write(&args.out, &report, published.as_ref(), !args.silent)?;
         }
         if result.interrupted {
             return Err(CliError::Interrupted);

@@ -9,8 +9,13 @@ use l2d_eval::report::{Published, Report};
 use crate::error::CliError;
 use crate::output::say;
 
-/// Writes a report's files beside its samples and prints its table.
-pub(super) fn write(folder: &Path, report: &Report, published: Option<&Published>) -> Result<(), CliError> {
+/// Writes a report's files beside its samples and, if `aloud`, prints its table.
+pub(super) fn write(
+    folder: &Path,
+    report: &Report,
+    published: Option<&Published>,
+    aloud: bool,
+) -> Result<(), CliError> {
     let name = &report.task.name;
     let save = |extension: &str, text: &str| {
         write_atomically(&folder.join(format!("{name}.{extension}")), |out| out.write_all(text.as_bytes()))
@@ -23,7 +28,9 @@ pub(super) fn write(folder: &Path, report: &Report, published: Option<&Published
     save("md", &markdown)?;
     save("csv", &report.to_csv()?)?;
     charts(folder, report)?;
-    say!("{markdown}")?;
+    if aloud {
+        say!("{markdown}")?;
+    }
     Ok(())
 }
 

@@ -61,7 +61,7 @@ struct Plan {
 }
 
 /// Runs the command.
-pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(), CliError> {
+pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     let mut config = settings::from_files(&args.source.config, &args.source.set)?;
     config.max_tokens = args.source.max_tokens.unwrap_or(config.max_tokens);
     // Nothing is answered or written by a plan.
@@ -76,13 +76,12 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
     let before = memory::process().map_or(0, |memory| memory.current);
     let machine = memory::available().filter(|_| backend.is_cpu()).map(|bytes| (bytes + before) as f64);
     let available = args.memory.map(|gigabytes| gigabytes * 1e9).or(machine);
-    let device = Device::<B>::default();
     let stored = config.frozen_weights == FrozenWeights::Stored;
     let packed = config.objective != ObjectiveKind::Full && backend.is_cpu() && stored;
-    let (lm, text) = load_base::<B>(&args.model, None, &device, packed)?;
+    let (lm, text) = load_base::<B>(&args.model, None, device, packed)?;
     let lm = kept(lm, &config, backend)?;
     let (cache, cancel) = (data::cache_folder(args.source.data_cache.as_deref())?, on_interrupt()?);
-    let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel)?;
+    let store = data::open(&config, &text, lm.config.max_positions, &cache, &cancel, true)?;
     let (examples, validation) = data::data(store, &config)?;
     let (data_plan, longest) = survey(&examples, validation.len(), &config)?;
     let micro_batch = config.micro_batch_size.unwrap_or(config.batch_size).min(config.batch_size);
@@ -96,7 +95,7 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind) -> Result<(
     let memory = Parts::new(&lm_config, &config, &parameters, packed_bytes, &worst, &data_plan);
     let measured = match args.no_measure {
         true => None,
-        false => Some(measure::measure(learner, &longest, &examples, &config, &device, backend, available)?),
+        false => Some(measure::measure(learner, &longest, &examples, &config, device, backend, available)?),
     };
     let estimated_bytes = memory.total();
     let found = measured.as_ref().and_then(|measured| measured.peak_at(micro_batch));

@@ -59,13 +59,14 @@ pub(crate) fn cache_folder(asked: Option<&Path>) -> Result<PathBuf, CliError> {
     Ok(root.join("tokens"))
 }
 
-/// Tokenises what the settings' sources name, or finds it tokenised, and says what became of the rows.
+/// Tokenises what the settings' sources name, or finds it tokenised, and says, if `aloud`, what became of the rows.
 pub(crate) fn open(
     config: &TrainConfig,
     text: &Text,
     context: usize,
     cache: &Path,
     cancel: &AtomicBool,
+    aloud: bool,
 ) -> Result<TokenStore, CliError> {
     let limit = config.max_tokens.min(context);
     let classes = config.classes_of_rows();
@@ -79,6 +80,9 @@ pub(crate) fn open(
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     text.template()?;
+    if !aloud {
+        return Ok(prepare(&settings, text, cancel, &mut ())?.0);
+    }
     let mut progress = ReadProgress::new();
     let outcome = prepare(&settings, text, cancel, &mut progress);
     let seconds = progress.finish();

@@ -1,0 +1,61 @@
+//! An evaluation on several ranks: each answers its part of the rows, the first puts the parts together.
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use burn::tensor::backend::Backend;
+use l2d_eval::Shard;
+use l2d_train::ranks::Ranks;
+
+use super::{again, answer};
+use crate::args::{AnswersArgs, EvalArgs, MergeArgs};
+use crate::backend::BackendKind;
+use crate::error::CliError;
+use crate::ranks::settle;
+
+/// The folder in that of the evaluation in which the ranks keep their journals.
+const PARTS: &str = "ranks";
+
+/// Runs one rank's part.
+pub(super) fn run<B: Backend>(
+    args: &EvalArgs,
+    backend: BackendKind,
+    device: &Device<B>,
+    ranks: &dyn Ranks,
+) -> Result<(), CliError> {
+    let count = ranks.size();
+    let part = |rank: usize| args.out.join(PARTS).join(format!("{}-of-{count}", rank + 1));
+    let own = if args.shard.is_some() {
+        Err(CliError::Usage("--shard: the ranks share the rows among themselves; leave it out".into()))
+    } else {
+        let own = EvalArgs {
+            shard: Some(Shard { index: ranks.rank() + 1, count }),
+            out: part(ranks.rank()),
+            // Scored by the first rank, from all answers together. A log-likelihood is its own score.
+            predict_only: !args.likelihood,
+            silent: true,
+            ..args.clone()
+        };
+        answer::<B>(&own, backend, device)
+    };
+    settle(ranks, own)?;
+    let merged = match ranks.is_first() {
+        true if args.predict_only => {
+            eprintln!("the answers are in {}; `l2d eval merge` scores them", args.out.join(PARTS).display());
+            Ok(())
+        }
+        true => again::put_together(&merge((0..count).map(part).collect(), args), true),
+        false => Ok(()),
+    };
+    settle(ranks, merged)
+}
+
+fn merge(parts: Vec<PathBuf>, args: &EvalArgs) -> MergeArgs {
+    let answers = AnswersArgs {
+        data: args.data.clone(),
+        // Log-likelihoods are tasks of other names; there is nothing else in the parts.
+        tasks: (!args.likelihood).then(|| args.tasks.clone()),
+        scoring: args.scoring.clone(),
+    };
+    MergeArgs { parts, out: args.out.clone(), answers }
+}

@@ -1,0 +1,214 @@
+//! Ranks that are processes: the same losses and answers as one process, whatever happens to one of them happens to all.
+//! Runs where there is an `mpirun`; skips itself elsewhere, saying so, unless `L2D_REQUIRE_MPI` is set.
+#![cfg(all(unix, feature = "mpi"))]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{arguments, assert_alike, checkpoints, metrics, problems, timeless, tiny};
+
+/// `mpirun` with as many ranks as asked for, however few cores there are; `None` where there is none.
+fn mpirun() -> Option<Command> {
+    let known = Command::new("mpirun").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if known.is_err() {
+        assert!(std::env::var_os("L2D_REQUIRE_MPI").is_none(), "no mpirun, and one is required");
+        eprintln!("skipped: no mpirun on this machine");
+        return None;
+    }
+    let mut command = Command::new("mpirun");
+    // Loopback alone; as root, as in a container.
+    command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "btl_tcp_if_include", "lo"]);
+    command.env_remove("RUST_LOG").env("RAYON_NUM_THREADS", "1");
+    Some(command)
+}
+
+fn l2d() -> std::path::PathBuf {
+    assert_cmd::cargo::cargo_bin("l2d")
+}
+
+fn on_ranks(count: usize, arguments: &[String]) -> Option<Output> {
+    let mut command = mpirun()?;
+    command.args(["-np", &count.to_string()]).arg(l2d()).args(arguments);
+    Some(command.output().expect("started"))
+}
+
+fn alone(arguments: &[String]) -> Output {
+    Command::new(l2d()).args(arguments).output().expect("started")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn ranks_train_as_one_process_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let one = at.join("one");
+    let output = alone(&arguments(at, &one, &["ema_decay=0.5"]));
+    assert!(output.status.success(), "{}", said(&output));
+    for ranks in [2, 4] {
+        let out = at.join(ranks.to_string());
+        let mut arguments = arguments(at, &out, &["ema_decay=0.5"]);
+        arguments.extend(["--ranks".to_owned(), ranks.to_string()]);
+        let Some(output) = on_ranks(ranks, &arguments) else { return };
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(said(&output).matches("wrote").count(), 1, "one rank speaks: {}", said(&output));
+        assert_alike(&timeless(&out), &timeless(&one));
+        assert_eq!(checkpoints(&out), checkpoints(&one));
+    }
+}
+
+#[test]
+fn the_death_of_a_rank_ends_the_job_and_all_go_on_from_the_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let (whole, out) = (at.join("whole"), at.join("killed"));
+    let Some(output) = on_ranks(2, &arguments(at, &whole, &[])) else { return };
+    assert!(output.status.success(), "{}", said(&output));
+
+    let mut command = mpirun().expect("there was one");
+    command.args(["-np", "2"]).arg(l2d()).args(arguments(at, &out, &[]));
+    let mut job = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("started");
+    let begun = Instant::now();
+    while checkpoints(&out).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint came");
+        assert!(job.try_wait().expect("asked").is_none(), "it ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill_rank(1, &out);
+    let status = job.wait().expect("ended");
+    assert!(!status.success(), "the job went on without a rank");
+    let steps = metrics(&out).last().map(|row| row["step"].as_u64().expect("a step")).expect("some steps");
+    assert!(steps < 14, "it had finished");
+
+    let mut arguments = arguments(at, &out, &[]);
+    arguments.push("--resume".into());
+    let output = on_ranks(2, &arguments).expect("there was an mpirun");
+    assert!(output.status.success(), "{}", said(&output));
+    assert_alike(&timeless(&out), &timeless(&whole));
+}
+
+/// Kills the process that is that rank of the job which writes to `out`.
+fn kill_rank(rank: usize, out: &Path) {
+    let (out, rank) = (out.display().to_string(), format!("OMPI_COMM_WORLD_RANK={rank}"));
+    for entry in std::fs::read_dir("/proc").expect("processes").flatten() {
+        let read = |file: &str| {
+            let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+            bytes.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect::<Vec<_>>()
+        };
+        if read("cmdline").contains(&out) && read("environ").contains(&rank) {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            assert!(Command::new("kill").args(["-9", &pid]).status().expect("kill").success());
+            return;
+        }
+    }
+    panic!("no such rank");
+}
+
+#[test]
+fn all_save_and_stop_when_the_job_is_called_off() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    let Some(mut command) = mpirun() else { return };
+    // Time to save: by default a second after it was asked to stop a rank is killed.
+    command.args(["--mca", "odls_base_sigkill_timeout", "6"]);
+    let mut endless = arguments(folder.path(), &out, &["validate_every=0"]);
+    let steps = endless.iter().position(|argument| argument == "--steps").expect("there");
+    endless[steps + 1] = "100000".into();
+    command.args(["-np", "2"]).arg(l2d()).args(endless);
+    let job = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
+    let begun = Instant::now();
+    while metrics(&out).len() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no step came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &job.id().to_string()]).status().expect("kill").success());
+    let output = job.wait_with_output().expect("ended");
+    assert!(!output.status.success() && said(&output).contains("go on with the same command"), "{}", said(&output));
+    let last = metrics(&out).last().map(|row| row["step"].as_u64().expect("a step")).expect("some steps");
+    assert_eq!(checkpoints(&out).last(), Some(&format!("step-{last:08}")));
+}
+
+#[test]
+fn unequal_ranks_and_missing_ones_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let out = at.join("run");
+    let Some(mut command) = mpirun() else { return };
+    let (first, mut second) = (arguments(at, &out, &[]), arguments(at, &out, &[]));
+    second.extend(["--seed".to_owned(), "9".to_owned()]);
+    command.args(["-np", "1"]).arg(l2d()).args(first).arg(":").args(["-np", "1"]).arg(l2d()).args(&second);
+    let output = command.output().expect("started");
+    assert!(!output.status.success());
+    let text = said(&output);
+    assert!(text.contains("rank 1 differs from rank 0 in its settings: `\"seed\":9` there"), "{text}");
+    assert_eq!(text.matches("error:").count(), 1, "{text}");
+
+    // Other examples under the same name: a node that sees another file.
+    let other = at.join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    problems(&other.join("data.jsonl"), 41);
+    let mut command = mpirun().expect("there was one");
+    let named = |folder: &Path| -> Vec<String> {
+        let same = ["--data".to_owned(), "data.jsonl".to_owned()];
+        let mut arguments = arguments(folder, &out, &[]);
+        let place = arguments.iter().position(|argument| argument == "--data").expect("there");
+        arguments.splice(place..place + 2, same);
+        arguments
+    };
+    command.args(["-np", "1", "-wdir"]).arg(at).arg(l2d()).args(named(at));
+    command.args([":", "-np", "1", "-wdir"]).arg(&other).arg(l2d()).args(named(&other));
+    let output = command.output().expect("started");
+    let text = said(&output);
+    assert!(!output.status.success() && text.contains("differs from rank 0 in its training data"), "{text}");
+
+    let mut expected = arguments(at, &out, &[]);
+    expected.extend(["--ranks".to_owned(), "3".to_owned()]);
+    let output = on_ranks(2, &expected).expect("there was an mpirun");
+    assert!(!output.status.success() && said(&output).contains("--ranks 3: there are 2"), "{}", said(&output));
+    let mut absent = arguments(at, &out, &[]);
+    let model = absent.iter().position(|argument| argument == "--model").expect("there");
+    absent[model + 1] = "/no/such/model".into();
+    let output = on_ranks(2, &absent).expect("there was an mpirun");
+    let text = said(&output);
+    assert!(!output.status.success() && text.contains("/no/such/model"), "{text}");
+    assert_eq!(text.matches("error:").count(), 1, "{text}");
+}
+
+#[test]
+fn ranks_share_an_evaluation() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(&at.join("test.jsonl"), 7);
+    let eval = |out: &str| -> Vec<String> {
+        let text = |path: &Path| path.display().to_string();
+        let flags = ["eval", "--tasks", "arithmetic", "--max-tokens", "40", "--steps", "1", "--seeds", "3,4"];
+        let paths = [("--model", text(&tiny())), ("--data", text(at)), ("--out", text(&at.join(out)))];
+        let paths = paths.into_iter().flat_map(|(flag, path)| [flag.to_owned(), path]);
+        flags.map(String::from).into_iter().chain(paths).collect()
+    };
+    let Some(output) = on_ranks(3, &eval("three")) else { return };
+    assert!(output.status.success(), "{}", said(&output));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(table.matches("7 of 7 rows asked").count(), 1, "one table of all rows: {table}");
+    let output = alone(&eval("one"));
+    assert!(output.status.success(), "{}", said(&output));
+    let report = |out: &str| -> serde_json::Value {
+        let path = at.join(out).join("arithmetic.json");
+        serde_json::from_slice(&std::fs::read(path).expect("written")).expect("json")
+    };
+    for run in 0..2 {
+        assert_eq!(report("three")["runs"][run]["metrics"], report("one")["runs"][run]["metrics"]);
+    }
+    // Finished answers are found again.
+    let output = on_ranks(3, &eval("three")).expect("there was an mpirun");
+    assert!(output.status.success() && !said(&output).contains("is there already"), "{}", said(&output));
+    let mut sharded = eval("three");
+    sharded.extend(["--shard".to_owned(), "1/2".to_owned()]);
+    let output = on_ranks(2, &sharded).expect("there was an mpirun");
+    assert!(!output.status.success() && said(&output).contains("--shard"), "{}", said(&output));
+}
