@@ -11,10 +11,9 @@ use l2d_core::diffusion::{DiffusionPath, Modulation, merge};
 use l2d_core::lm::{AttentionPlan, Context, KvCache, Lm, host_values};
 use l2d_core::parameters::{ParameterPath, trainable};
 use l2d_testkit::models::{golden_l2d, transposed};
-use l2d_testkit::{Golden, GoldenTensor, TestAutodiff, TestBackend, assert_close};
+use l2d_testkit::{Golden, GoldenTensor, assert_close};
 
-type B = TestBackend;
-type AB = TestAutodiff;
+use super::{AB, B};
 
 const FILES: [&str; 4] = ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full", "l2d_llama_guidance"];
 

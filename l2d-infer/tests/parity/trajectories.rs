@@ -9,10 +9,10 @@ use l2d_infer::schedule::TemperatureSchedule;
 use l2d_infer::velocity::{Estimate, Normalise, VelocityForm};
 use l2d_infer::{DiffusionParams, Result};
 use l2d_testkit::models::golden_l2d;
-use l2d_testkit::{Golden, GoldenTensor, TestBackend, assert_close};
+use l2d_testkit::{Golden, GoldenTensor, assert_close};
 use serde_json::Value;
 
-type B = TestBackend;
+use super::{B, CPU};
 
 const FILES: [&str; 4] = ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full", "l2d_llama_guidance"];
 
@@ -20,6 +20,12 @@ const FILES: [&str; 4] = ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full", 
 const TOLERANCE: f64 = 3e-4;
 /// The same at the end of adaptive steps.
 const ADAPTIVE_TOLERANCE: f64 = 1e-3;
+
+/// Every file, and whether packed as the CPU decodes it.
+fn fixtures() -> impl Iterator<Item = (&'static str, bool)> {
+    let packed: &[bool] = if CPU { &[false, true] } else { &[false] };
+    FILES.into_iter().flat_map(|file| packed.iter().map(move |&packed| (file, packed)))
+}
 
 struct Fixture {
     golden: Golden,
@@ -158,7 +164,7 @@ fn compare(file: &str, fixture: &Fixture, case: &Value, mode: DecodeMode) {
 
 #[test]
 fn parity_trajectories() {
-    for (file, packed) in FILES.into_iter().flat_map(|file| [(file, false), (file, true)]) {
+    for (file, packed) in fixtures() {
         let fixture = Fixture::load(file, packed);
         let mut compared = 0;
         for case in fixture.golden.info["trajectories"].as_array().expect("a list") {
@@ -226,7 +232,7 @@ fn compare_adaptive(file: &str, fixture: &Fixture, case: &Value) {
 
 #[test]
 fn parity_adaptive_trajectories() {
-    for (file, packed) in FILES.into_iter().flat_map(|file| [(file, false), (file, true)]) {
+    for (file, packed) in fixtures() {
         let fixture = Fixture::load(file, packed);
         let mut compared = 0;
         for case in fixture.golden.info["trajectories"].as_array().expect("a list") {
@@ -263,7 +269,7 @@ fn settings_of_tag(tag: &str) -> DiffusionParams {
 #[test]
 fn parity_trajectories_at_all_positions() {
     let mut compared = 0;
-    for (file, packed) in FILES.into_iter().flat_map(|file| [(file, false), (file, true)]) {
+    for (file, packed) in fixtures() {
         let fixture = Fixture::load(file, packed);
         for name in fixture.golden.names("traj_full/") {
             let Some(tag) = name.strip_suffix("/final_x") else { continue };

@@ -3,11 +3,11 @@
 use burn::tensor::Tensor;
 use l2d_core::lm::{Lm, host_values};
 use l2d_testkit::{
-    Golden, TestBackend, assert_close,
+    Golden, assert_close,
     models::{BASE_FOLDERS, golden_lm},
 };
 
-type B = TestBackend;
+use super::B;
 
 fn setup(folder: &str) -> (Golden, Lm<B>) {
     (Golden::load(&format!("{folder}/expected")), golden_lm(folder, &Default::default()))

@@ -8,12 +8,11 @@ use l2d_core::cpu::dense::Products;
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::parameters::{parameters, trainable};
 use l2d_testkit::models::{golden_l2d, transposed};
-use l2d_testkit::{Golden, TestAutodiff, TestBackend, assert_close};
+use l2d_testkit::{Golden, assert_close};
 use l2d_train::objective::{Draws, HostL2d, L2dObjective, Labelled, Recompute};
 use l2d_train::optimiser::{AdamW, AdamWConfig, Decay, NamedGradients, Schedule, Warmup, clip_coefficient};
 
-type B = TestBackend;
-type AB = TestAutodiff;
+use super::{AB, B, CPU};
 
 const FILES: [&str; 4] = ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full", "l2d_llama_guidance"];
 
@@ -67,11 +66,13 @@ impl Case {
         }
     }
 
-    /// Every file by automatic differentiation and by hand, with and without the blocks computed again.
+    /// Every file by automatic differentiation and, on a CPU, by hand, with and without the blocks computed again.
     fn all() -> impl Iterator<Item = Self> {
         FILES.into_iter().flat_map(|name| {
-            let ways = [false, true].map(|by_hand| [Recompute::None, Recompute::Blocks].map(|again| (by_hand, again)));
-            ways.into_iter().flatten().map(move |(by_hand, recompute)| {
+            let engines: &[bool] = if CPU { &[false, true] } else { &[false] };
+            let ways =
+                engines.iter().map(|&by_hand| [Recompute::None, Recompute::Blocks].map(|again| (by_hand, again)));
+            ways.flatten().map(move |(by_hand, recompute)| {
                 let mut case = Self::load(name);
                 case.objective.recompute = recompute;
                 case.host = by_hand.then(|| {

@@ -1,0 +1,8 @@
+//! The golden numbers of the reference implementation, on the CPU. l2d-cli's conformance tests run the same files on every other
+//! backend: each takes from here the backend (`B`, with automatic differentiation `AB`) and whether our CPU kernels belong to it.
+
+use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
+
+const CPU: bool = true;
+
+mod training;
