@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::error::CliError;
 use crate::place::Place;
+use crate::selfcheck;
 
 /// Where the numbers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,7 +74,7 @@ impl BackendKind {
 
     /// What to look for where it has no device.
     #[allow(dead_code, reason = "said where a GPU backend is compiled in")]
-    fn remedy(self) -> &'static str {
+    pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::Cuda => {
                 "is there an NVIDIA GPU (nvidia-smi lists them), is its driver as new as the CUDA this was built for, and are \
@@ -157,6 +158,30 @@ pub(crate) use with_backend;
 /// has.
 #[allow(dead_code, reason = "called where a GPU backend is compiled in")]
 pub(crate) fn probed<B: Backend>(place: &Place) -> Result<Vec<B::Device>, CliError> {
+    let outcome = quietly(|| {
+        let devices = place.devices::<B>()?;
+        for device in &devices {
+            let numbers = Tensor::<B, 1>::from_floats([1.0, 2.0], device);
+            let found: f64 = numbers.sum().into_scalar().elem();
+            if found != 3.0 {
+                return Err(CliError::WrongNumbers { what: "1 + 2", found, expected: 3.0 });
+            }
+            if place.self_check {
+                selfcheck::decoding::<B>(device)?;
+            }
+        }
+        Ok(devices)
+    });
+    outcome
+        .unwrap_or_else(|said| Err(CliError::Device { backend: place.kind.name(), said, remedy: place.kind.remedy() }))
+}
+
+/// Does something that may panic; what the panic said, in one line, is the error.
+///
+/// # Errors
+/// What was said.
+#[allow(dead_code, reason = "called where a GPU backend is compiled in")]
+pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let said = Arc::new(Mutex::new(String::new()));
     let heard = said.clone();
     let hook = std::panic::take_hook();
@@ -167,23 +192,10 @@ pub(crate) fn probed<B: Backend>(place: &Place) -> Result<Vec<B::Device>, CliErr
             *said = panic.payload_as_str().unwrap_or("it gave no reason").to_owned();
         }
     }));
-    let found = std::panic::catch_unwind(|| {
-        let devices = place.devices::<B>()?;
-        let computes = devices.iter().all(|device| {
-            let numbers = Tensor::<B, 1>::from_floats([1.0, 2.0], device);
-            numbers.sum().into_scalar().elem::<f32>() == 3.0
-        });
-        Ok(computes.then_some(devices))
-    });
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     std::panic::set_hook(hook);
-    match found {
-        Ok(Ok(Some(devices))) => return Ok(devices),
-        Ok(Err(error)) => return Err(error),
-        Ok(Ok(None)) => "1 + 2 is not 3 there".clone_into(&mut said.lock().unwrap_or_else(PoisonError::into_inner)),
-        Err(_) => {}
-    }
     let said = said.lock().unwrap_or_else(PoisonError::into_inner).lines().next().unwrap_or_default().to_owned();
-    Err(CliError::Device { backend: place.kind.name(), said, remedy: place.kind.remedy() })
+    outcome.map_err(|_| said)
 }
 
 /// The fingerprint of a base model, read on whichever backend is compiled in.

@@ -42,6 +42,20 @@ pub(crate) enum CliError {
         /// What to look for.
         remedy: &'static str,
     },
+    /// A device computes something else than it should.
+    #[error(
+        "this device computes {what} wrongly ({found} instead of {expected}): nothing it does can be trusted. Build without the \
+         feature fusion, then without autotune (or set CUBECL_AUTOTUNE_LEVEL=minimal), update the driver, or use another \
+         backend; --skip-self-check goes on all the same"
+    )]
+    WrongNumbers {
+        /// What was computed.
+        what: &'static str,
+        /// What came out.
+        found: f64,
+        /// What flex computes.
+        expected: f64,
+    },
     /// Another rank says it.
     #[error("stopped with the other ranks")]
     Elsewhere,

@@ -15,6 +15,8 @@ mod output;
 mod place;
 mod progress;
 mod ranks;
+mod rates;
+mod selfcheck;
 mod tiny;
 mod trace;
 
@@ -51,7 +53,7 @@ fn run(mut cli: Cli) -> Result<(), CliError> {
     for path in cli.command.inputs() {
         hub::fetch(path)?;
     }
-    let place = &Place::new(cli.backend, cli.devices)?;
+    let place = &Place::new(cli.backend, cli.devices)?.unchecked(cli.skip_self_check);
     if place.count() > 1 && !matches!(cli.command, Command::Train(_)) {
         return Err(CliError::Usage(format!("--devices names {}, and this command computes on one", place.count())));
     }
@@ -83,6 +85,10 @@ fn run(mut cli: Cli) -> Result<(), CliError> {
             with_backend!(place, B, devices => commands::convert::to_pytorch::<B>(&args, &devices[0]))
         }
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Warmup(args) => {
+            with_backend!(place, B, devices => commands::warmup::run::<B>(&args, backend, &devices[0]))
+        }
         Command::Bench(BenchCommand::Decode(args)) => {
             with_backend!(place, B, devices => commands::bench::decode::run::<B>(&args, backend, &devices[0]))
         }

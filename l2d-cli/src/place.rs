@@ -59,12 +59,14 @@ pub(crate) struct Place {
     pub(crate) kind: BackendKind,
     /// Empty: the backend's own choice.
     numbers: Vec<usize>,
+    /// Whether a GPU computes known numbers first.
+    pub(crate) self_check: bool,
 }
 
 impl Default for Place {
     /// The first backend compiled in, and the device it chooses.
     fn default() -> Self {
-        Self { kind: BackendKind::default_kind(), numbers: Vec::new() }
+        Self { kind: BackendKind::default_kind(), numbers: Vec::new(), self_check: true }
     }
 }
 
@@ -85,7 +87,12 @@ impl Place {
             }
             (backend, named) => backend.or(named).unwrap_or_else(BackendKind::default_kind),
         };
-        Ok(Self { kind, numbers })
+        Ok(Self { kind, numbers, self_check: true })
+    }
+
+    /// The same, where a GPU is taken at its word.
+    pub(crate) fn unchecked(self, skip: bool) -> Self {
+        Self { self_check: !skip, ..self }
     }
 
     /// How many devices were named.
@@ -109,7 +116,7 @@ impl Place {
                 ))
             })?],
         };
-        Ok(Self { kind: self.kind, numbers })
+        Ok(Self { kind: self.kind, numbers, self_check: self.self_check })
     }
 
     /// The devices, one at least.

@@ -226,7 +226,7 @@ impl Progress for EvalProgress {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+pub(crate) fn style(template: &str) -> ProgressStyle {
     // The templates are literals of this file; a broken one falls back to indicatif's own rather than ending a run.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

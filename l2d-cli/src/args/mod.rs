@@ -4,6 +4,7 @@ mod bench;
 mod convert;
 mod data;
 mod decode;
+mod doctor;
 mod eval;
 mod generate;
 mod inspect;
@@ -12,6 +13,7 @@ mod plan;
 mod plot;
 mod quickstart;
 mod train;
+mod warmup;
 
 use std::path::PathBuf;
 
@@ -21,6 +23,7 @@ pub(crate) use self::bench::{BenchCommand, BenchDecodeArgs, BenchTrainArgs};
 pub(crate) use self::convert::{ConvertCommand, ConvertMergeArgs, FromPytorchArgs, ToPytorchArgs};
 pub(crate) use self::data::{DataCommand, DataInspectArgs, SourceArgs};
 pub(crate) use self::decode::{DecodeArgs, DecodeKind, FirstStep, SearchArgs, SolverKind, StoppingKind, VelocityKind};
+pub(crate) use self::doctor::DoctorArgs;
 pub(crate) use self::eval::{
     AnswersArgs, CompareArgs, EvalArgs, EvalCommand, EvalSubcommand, MergeArgs, RescoreArgs, ScoringArgs,
 };
@@ -31,6 +34,7 @@ pub(crate) use self::plan::PlanArgs;
 pub(crate) use self::plot::{CurveKind, PlotCommand, PlotLossesArgs};
 pub(crate) use self::quickstart::QuickstartArgs;
 pub(crate) use self::train::{ObjectiveArg, TrainArgs};
+pub(crate) use self::warmup::WarmupArgs;
 use crate::backend::BackendKind;
 use crate::place::DeviceList;
 
@@ -49,6 +53,10 @@ pub(crate) struct Cli {
     /// Which devices: cuda:0, wgpu:1, or for `train` several that train together, cuda:0-7 [default: the backend's first].
     #[arg(long, global = true, value_name = "LIST", help_heading = "Global options")]
     pub(crate) devices: Option<DeviceList>,
+
+    /// Use a GPU that computes known numbers wrongly all the same.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) skip_self_check: bool,
 
     /// Log more to stderr: -v for information, -vv for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
@@ -77,6 +85,10 @@ pub(crate) enum Command {
     Data(DataCommand),
     /// Say what a file or folder is: a model, an adapter, and whether the two fit.
     Inspect(InspectArgs),
+    /// Say what this machine and this binary have, how fast it is, and what to change.
+    Doctor(DoctorArgs),
+    /// Let a GPU compile and choose its kernels for a model before anybody waits for an answer.
+    Warmup(WarmupArgs),
     /// Models and adapters from one format into another.
     #[command(subcommand)]
     Convert(ConvertCommand),
@@ -89,7 +101,8 @@ impl Command {
     /// The models, adapters and data sets that the command reads, which may be addresses on the hub.
     pub(crate) fn inputs(&mut self) -> Vec<&mut PathBuf> {
         match self {
-            Self::Quickstart(_) | Self::Plot(_) => Vec::new(),
+            Self::Quickstart(_) | Self::Plot(_) | Self::Doctor(_) => Vec::new(),
+            Self::Warmup(args) => args.model.inputs(),
             Self::Train(args) => args.source.inputs(&mut args.model).into_iter().chain(&mut args.lora).collect(),
             Self::Plan(args) => args.source.inputs(&mut args.model),
             Self::Generate(args) => args.model.inputs(),

@@ -15,6 +15,7 @@ use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
+use crate::rates::memory_bandwidth;
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
@@ -196,21 +197,4 @@ pub(crate) fn run<B: Backend>(
     let text = serde_json::to_vec_pretty(&report).map_err(|e| CliError::io(path, e.into()))?;
     l2d_core::checkpoint::write_atomically(path, |out| out.write_all(&text))?;
     Ok(())
-}
-
-/// Bytes a second that all threads together read, best of five, from a quarter of a gibibyte.
-fn memory_bandwidth() -> f64 {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let words = vec![1u64; 1 << 25];
-    let pass = || {
-        let start = Instant::now();
-        let total: u64 = std::thread::scope(|scope| {
-            let parts = words.chunks(words.len().div_ceil(threads));
-            let running: Vec<_> = parts.map(|part| scope.spawn(|| part.iter().fold(0u64, |a, &b| a ^ b))).collect();
-            running.into_iter().map(|thread| thread.join().unwrap_or(0)).fold(0, |a, b| a ^ b)
-        });
-        std::hint::black_box(total);
-        (words.len() * 8) as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
 }

@@ -6,11 +6,11 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Device;
+use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Distribution, Tensor};
 use l2d_core::config::LmConfig;
 use l2d_core::diffusion::{DiffusionConfig, DiffusionPath, Variant};
-use l2d_core::lm::{Lm, host_values};
+use l2d_core::lm::Lm;
 use l2d_core::parameters::trainable;
 use l2d_train::data::{Batch, Example};
 use l2d_train::objective::{StepLoss, add_lora};
@@ -26,6 +26,7 @@ use crate::commands::train::settings;
 use crate::error::CliError;
 use crate::model::load_base;
 use crate::output::say;
+use crate::rates::{host_product_rate, product_rate};
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
@@ -78,7 +79,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind, devic
     let config = settings::from_files(args.config.as_slice(), &args.set)?;
     config.check()?;
     let by_hand = backend.is_cpu() && !args.autodiff;
-    let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(device) };
+    let product_rate = if by_hand { host_product_rate() } else { product_rate::<B>(device, FloatDType::F32) };
     say!("matrix products: {:.0} GFLOP/s ({})", product_rate / 1e9, backend.name())?;
     let (lm, text) = load_base::<B>(&args.model, None, device, by_hand && config.objective != ObjectiveKind::Full)?;
     let words = text.raw(PROSE)?;
@@ -266,44 +267,4 @@ impl Shape {
                 + self.seen_by_token * seen_by_tokens
                 + self.seen_by_label * seen_by_labels)
     }
-}
-
-/// The same of the CPU's own kernels, in f32.
-fn host_product_rate() -> f64 {
-    use l2d_core::cpu::dense::{Products, Right, View, multiply_right};
-    const SIZE: usize = 1536;
-    let (a, mut out) = (vec![0.5f32; SIZE * SIZE], vec![0f32; SIZE * SIZE]);
-    let mut b = Right::default();
-    b.pack(View::new(&a, SIZE), Products::F32);
-    let mut once = || {
-        let start = Instant::now();
-        multiply_right(&mut out, &a, &b, 1.0, false);
-        2.0 * (SIZE * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64()
-    };
-    sustained(&mut once)
-}
-
-/// The median of a second's measurements: what a machine keeps up, not what it once did.
-fn sustained(once: &mut dyn FnMut() -> f64) -> f64 {
-    let (start, mut rates) = (Instant::now(), vec![once()]);
-    while start.elapsed().as_secs_f64() < 1.0 || rates.len() < 5 {
-        rates.push(once());
-    }
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-/// Operations a second of large matrix products.
-fn product_rate<B: Backend>(device: &B::Device) -> f64 {
-    const SIZE: usize = 1536;
-    let matrix = || Tensor::<B, 2>::random([SIZE, SIZE], Distribution::Uniform(-1.0, 1.0), device);
-    let (a, b) = (matrix(), matrix());
-    let mut once = || {
-        let start = Instant::now();
-        let product = a.clone().matmul(b.clone());
-        // One number crosses: a GPU has done it then.
-        std::hint::black_box(host_values(product.narrow(0, 0, 1).narrow(1, 0, 1)));
-        2.0 * (SIZE * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64()
-    };
-    sustained(&mut once)
 }

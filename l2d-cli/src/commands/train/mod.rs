@@ -40,6 +40,7 @@ use crate::model::{Model, Text, load_base, on_interrupt};
 use crate::place::Place;
 use crate::progress::TrainProgress;
 use crate::ranks::{self, Joined, settle, together_failed};
+use crate::selfcheck;
 
 /// Runs the command: alone, on several devices of this machine, or as one of several processes.
 pub(crate) fn run(args: &TrainArgs, place: &Place) -> Result<(), CliError> {
@@ -48,14 +49,14 @@ pub(crate) fn run(args: &TrainArgs, place: &Place) -> Result<(), CliError> {
     let ranks = &*ranks;
     if ranks.size() == 1 {
         return with_backend!(place, B, devices => match &devices[..] {
-            [device] => on_rank::<B>(args, place.kind, device, &cancel, ranks),
-            several => on_threads::<B>(args, place.kind, several, &cancel),
+            [device] => on_rank::<B>(args, place, device, &cancel, ranks),
+            several => on_threads::<B>(args, place, several, &cancel),
         });
     }
     ranks::on_device(ranks, place, local, |place, entered| {
         with_backend!(place, B, devices => {
             entered.set(true);
-            on_rank::<B>(args, place.kind, &devices[0], &cancel, ranks)
+            on_rank::<B>(args, place, &devices[0], &cancel, ranks)
         })
     })
 }
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &TrainArgs, place: &Place) -> Result<(), CliError> {
 /// A thread and a replica for each device.
 fn on_threads<B: Backend>(
     args: &TrainArgs,
-    backend: BackendKind,
+    place: &Place,
     devices: &[Device<B>],
     cancel: &AtomicBool,
 ) -> Result<(), CliError> {
@@ -71,7 +72,7 @@ fn on_threads<B: Backend>(
         let threads: Vec<_> = Threads::new(devices.len())
             .into_iter()
             .zip(devices)
-            .map(|(ranks, device)| scope.spawn(move || on_rank::<B>(args, backend, device, cancel, &ranks)))
+            .map(|(ranks, device)| scope.spawn(move || on_rank::<B>(args, place, device, cancel, &ranks)))
             .collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -85,11 +86,15 @@ fn on_threads<B: Backend>(
 /// One rank's part.
 fn on_rank<B: Backend>(
     args: &TrainArgs,
-    backend: BackendKind,
+    place: &Place,
     device: &Device<B>,
     cancel: &AtomicBool,
     ranks: &dyn Ranks,
 ) -> Result<(), CliError> {
+    let backend = place.kind;
+    if place.self_check && !backend.is_cpu() {
+        settle(ranks, selfcheck::training::<B>(device))?;
+    }
     let prepared = settle(ranks, prepare::<B>(args, backend, device, ranks))?;
     let Prepared { config, dir, lm, text, cache, mut rng } = prepared;
     let storage = settle(ranks, storage(args, &config, dir))?;
