@@ -1,5 +1,6 @@
 //! The command `l2d`. This file is the table of contents: parse, set up logging, run one command, report.
 
+mod adapters;
 mod args;
 mod arithmetic;
 mod backend;

@@ -15,6 +15,7 @@ use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenize
 use l2d_eval::task;
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
 
+use crate::adapters::largest_tensor;
 use crate::args::{CacheKind, DecodeArgs, ModelArgs, WeightsKind};
 use crate::backend::BackendKind;
 use crate::error::CliError;
@@ -97,8 +98,11 @@ pub(crate) fn load_base<B: Backend>(
     }
     let checkpoint = Checkpoint::open(path)?;
     let text = Text::of(&checkpoint);
-    let load = if packed { Lm::load_packed } else { Lm::load };
-    let lm = load(&checkpoint.config, checkpoint.tensors.as_ref(), device)?;
+    let (config, tensors) = (&checkpoint.config, checkpoint.tensors.as_ref());
+    let lm = match packed {
+        true => Lm::load_packed(config, tensors, device)?,
+        false => Lm::load_within(config, tensors, device, largest_tensor(device))?,
+    };
     Ok((lm.no_grad(), text))
 }
 

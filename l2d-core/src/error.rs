@@ -46,6 +46,21 @@ pub enum Error {
         /// Why it cannot be used.
         reason: String,
     },
+    /// A device cannot hold a tensor.
+    #[error(
+        "{path}: tensor `{name}` has {} MB in f32, and this device holds {} MB in one piece; use another backend (vulkan and \
+         cuda have no such limit), or a smaller model", .bytes / 1_000_000, .limit / 1_000_000
+    )]
+    DeviceLimit {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        name: String,
+        /// Bytes in f32.
+        bytes: usize,
+        /// Bytes the device holds in one piece.
+        limit: usize,
+    },
     /// A tensor the model needs is not in the checkpoint.
     #[error("{path}: tensor `{name}` is missing")]
     MissingTensor {

@@ -1,9 +1,9 @@
 //! The velocity of the diffusion: a guess of the clean embedding from the logits, and the slope that leads there.
 
+use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
-use l2d_core::lm::host_values;
+use l2d_core::lm::{TokenTable, host_values};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ impl Estimate {
         &self,
         temperature: f64,
         logits: Tensor<B, 2>,
-        table: &Tensor<B, 2>,
+        table: &TokenTable<B>,
         mut draw: impl FnMut(usize, &[f32], f64) -> Result<usize>,
     ) -> Result<Vec<f64>> {
         let [rows, vocabulary] = logits.dims();
@@ -108,7 +108,7 @@ impl Estimate {
             let best = rows.chunks_exact(vocabulary).enumerate();
             let best = best.map(|(row, logits)| Ok(argmax(logits).map_err(|error| error.in_row(row))? as i64));
             let best = best.collect::<Result<Vec<i64>>>()?;
-            Ok(floats(rows_of(table, Tensor::from_ints(best.as_slice(), &device))))
+            Ok(floats(table.rows(Tensor::from_ints(best.as_slice(), &device))))
         };
         if temperature <= COLDEST {
             return most_likely(logits);
@@ -128,12 +128,12 @@ impl Estimate {
                         Ok(id as i64)
                     })
                     .collect::<Result<Vec<i64>>>()?;
-                Ok(floats(rows_of(table, Tensor::from_ints(ids.as_slice(), &device))))
+                Ok(floats(table.rows(Tensor::from_ints(ids.as_slice(), &device))))
             }
             Self::Expectation { normalise, .. } => {
                 // The largest logit is taken off first: divided by a small temperature the others may overflow, it may not.
                 let largest = logits.clone().max_dim(1); // [rows, 1]
-                let mean = softmax((logits.clone() - largest).div_scalar(temperature), 1).matmul(table.clone()); // [rows, d]
+                let mean = table.mean(softmax((logits.clone() - largest).div_scalar(temperature), 1)); // [rows, d]
                 match normalise {
                     Normalise::None => Ok(floats(mean)),
                     Normalise::Renormalise => Ok(stretch_to_unit_variance(floats(mean), rows)),
@@ -142,8 +142,8 @@ impl Estimate {
                             most_likely(logits)?; // says which
                         }
                         // All rows of the table have the same norm, so the nearest is the one of largest inner product.
-                        let nearest = mean.matmul(table.clone().transpose()).argmax(1).reshape([rows]);
-                        Ok(floats(rows_of(table, nearest)))
+                        let nearest = table.products(mean).argmax(1).reshape([rows]);
+                        Ok(floats(table.rows(nearest)))
                     }
                 }
             }
@@ -174,11 +174,6 @@ impl VelocityForm {
 /// Classifier-free guidance: `strength * v(class) + (1 - strength) * v(no class)`.
 pub fn guide(strength: f64, class: &[f64], none: &[f64]) -> Vec<f64> {
     class.iter().zip(none).map(|(class, none)| strength * class + (1.0 - strength) * none).collect()
-}
-
-/// Rows `ids` of the table, `[rows, d]`.
-fn rows_of<B: Backend>(table: &Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-    table.clone().select(0, ids)
 }
 
 fn floats<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f64> {
@@ -233,7 +228,7 @@ mod tests {
             let table = sphere(&table);
             let schedule = TemperatureSchedule::Constant { temperature };
             let run = |estimate: Estimate, temperature| {
-                estimate.clean(temperature, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse).unwrap()
+                estimate.clean(temperature, tensor(&logits, VOCABULARY), &TokenTable::new(vec![tensor(&table, D)]), refuse).unwrap()
             };
             let row = |id: usize| table[id * D..(id + 1) * D].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             let expectation = |normalise| Estimate::Expectation { schedule, normalise };
@@ -271,14 +266,22 @@ mod tests {
         let logits: Vec<f32> = (0..3 * VOCABULARY).map(|i| i as f32).collect();
         let estimate = Estimate::default();
         let mut asked = Vec::new();
-        let found = estimate.clean(0.7, tensor(&logits, VOCABULARY), &tensor(&table, D), |row, logits, temperature| {
-            asked.push((row, logits[0], temperature));
-            Ok(row + 2)
-        });
+        let found = estimate.clean(
+            0.7,
+            tensor(&logits, VOCABULARY),
+            &TokenTable::new(vec![tensor(&table, D)]),
+            |row, logits, temperature| {
+                asked.push((row, logits[0], temperature));
+                Ok(row + 2)
+            },
+        );
         assert_eq!(asked, [(0, 0.0, 0.7), (1, 7.0, 0.7), (2, 14.0, 0.7)]);
         let expected: Vec<f64> = table[2 * D..5 * D].iter().map(|&x| f64::from(x)).collect();
         assert_eq!(found.unwrap(), expected);
-        let outside = estimate.clean(0.7, tensor(&logits, VOCABULARY), &tensor(&table, D), |_, _, _| Ok(VOCABULARY));
+        let outside =
+            estimate.clean(0.7, tensor(&logits, VOCABULARY), &TokenTable::new(vec![tensor(&table, D)]), |_, _, _| {
+                Ok(VOCABULARY)
+            });
         assert!(outside.unwrap_err().to_string().contains("7"));
     }
 
@@ -292,7 +295,12 @@ mod tests {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut logits = vec![0.5; 2 * VOCABULARY];
                 logits[VOCABULARY + 3] = bad;
-                let found = estimate.clean(temperature, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse);
+                let found = estimate.clean(
+                    temperature,
+                    tensor(&logits, VOCABULARY),
+                    &TokenTable::new(vec![tensor(&table, D)]),
+                    refuse,
+                );
                 let error = found.unwrap_err();
                 assert!(matches!(error, Error::Row { row: 1, .. }), "{estimate:?} {bad}: {error}");
             }
@@ -304,7 +312,9 @@ mod tests {
         let table = sphere(&(0..VOCABULARY * D).map(|i| 1.0 + i as f32).collect::<Vec<_>>());
         let estimate = Estimate::Expectation { schedule: TemperatureSchedule::default(), normalise: Normalise::None };
         let logits = [3e4, -3e4, 2.9e4, 0.0, f32::NEG_INFINITY, 1.0, 2.0];
-        let found = estimate.clean(2e-6, tensor(&logits, VOCABULARY), &tensor(&table, D), refuse).unwrap();
+        let found = estimate
+            .clean(2e-6, tensor(&logits, VOCABULARY), &TokenTable::new(vec![tensor(&table, D)]), refuse)
+            .unwrap();
         let expected: Vec<f64> = table[..D].iter().map(|&x| f64::from(x)).collect();
         assert_eq!(found, expected);
     }

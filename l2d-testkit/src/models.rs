@@ -19,11 +19,16 @@ pub const BASE_FOLDERS: [&str; 2] = ["base_llama", "base_qwen2"];
 
 /// A tiny base LM in a folder of the parity set, e.g. `base_llama`.
 pub fn golden_lm<B: Backend>(folder: &str, device: &B::Device) -> Lm<B> {
+    golden_lm_within(folder, device, None)
+}
+
+/// The same for a device whose largest tensor has so many bytes.
+pub fn golden_lm_within<B: Backend>(folder: &str, device: &B::Device, largest: Option<usize>) -> Lm<B> {
     let path = parity_dir().join(folder).join("config.json");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let config = LmConfig::from_json(&text, &path).expect("a valid config");
     let source = GoldenSource::open(&parity_dir().join(folder).join("model.safetensors"));
-    Lm::load(&config, &source, device).expect("the golden base loads")
+    Lm::load_within(&config, &source, device, largest).expect("the golden base loads")
 }
 
 /// The base and the diffusion path of an `l2d_*` file.

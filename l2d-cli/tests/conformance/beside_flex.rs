@@ -15,7 +15,7 @@ use l2d_core::parameters::trainable;
 use l2d_infer::decode::{Completion, DecodeMode, Hooks, Lane, Noise, Place, SeededNoise};
 use l2d_infer::sampler::{History, Sampler};
 use l2d_infer::{Decoder, DiffusionParams, GenerationParams, Request};
-use l2d_testkit::models::{BASE_FOLDERS, golden_l2d, golden_lm};
+use l2d_testkit::models::{BASE_FOLDERS, golden_l2d, golden_lm, golden_lm_within};
 use l2d_testkit::{Golden, TestAutodiff, TestBackend, slack};
 use l2d_train::data::Example;
 use l2d_train::objective::DrawSettings;
@@ -65,9 +65,20 @@ impl Noise for Listening {
     }
 }
 
+/// A device that holds a third of the golden vocabulary in one piece.
+const SMALL: usize = 40_000;
+
 /// Completions of ragged prompts, and the logits behind each token.
-fn decoded<T: Backend>(file: &str, mode: DecodeMode) -> (Vec<Completion>, BTreeMap<(u64, u32), Vec<f32>>) {
-    let (lm, path) = golden_l2d::<T>(&Golden::load(file), &Default::default());
+fn decoded<T: Backend>(
+    file: &str,
+    mode: DecodeMode,
+    largest: Option<usize>,
+) -> (Vec<Completion>, BTreeMap<(u64, u32), Vec<f32>>) {
+    let golden = Golden::load(file);
+    let (_, path) = golden_l2d::<T>(&golden, &Default::default());
+    let folder = golden.info["base_model_folder"].as_str().expect("a folder");
+    let lm = golden_lm_within(folder, &Default::default(), largest);
+    assert_eq!(lm.shards.as_ref().map(|shards| shards.head.len()), largest.map(|_| 3));
     let model = L2d { lm, path };
     let requests: Vec<Request> = [5, 1, 11]
         .into_iter()
@@ -89,9 +100,11 @@ fn decoded<T: Backend>(file: &str, mode: DecodeMode) -> (Vec<Completion>, BTreeM
 #[test]
 fn a_seed_gives_the_tokens_that_it_gives_on_flex() {
     for file in ["l2d_llama_lora", "l2d_qwen2_lora", "l2d_llama_full"] {
-        for mode in [DecodeMode::Sequential, DecodeMode::Parallel] {
-            let (found, here) = decoded::<B>(file, mode);
-            let (expected, flex) = decoded::<TestBackend>(file, mode);
+        for (mode, largest) in
+            [(DecodeMode::Sequential, None), (DecodeMode::Parallel, None), (DecodeMode::Parallel, Some(SMALL))]
+        {
+            let (found, here) = decoded::<B>(file, mode, largest);
+            let (expected, flex) = decoded::<TestBackend>(file, mode, None);
             for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let same = found.tokens.iter().zip(&expected.tokens).take_while(|(a, b)| a == b).count();
                 // Up to the first token that differs, and with it: that one must lie within rounding.
@@ -194,8 +207,16 @@ impl Observer for Seen<'_> {
 
 /// The losses of some updates; in `folder`, where there is one, up to update `stop`.
 fn losses<T: AutodiffBackend>(folder: Option<(&Path, bool)>, stop: Option<u64>, kept: Option<FloatDType>) -> Vec<f32> {
+    losses_beside::<T>(golden_lm("base_llama", &Default::default()), folder, stop, kept)
+}
+
+fn losses_beside<T: AutodiffBackend>(
+    lm: Lm<T::InnerBackend>,
+    folder: Option<(&Path, bool)>,
+    stop: Option<u64>,
+    kept: Option<FloatDType>,
+) -> Vec<f32> {
     let config = config();
-    let lm = golden_lm::<T::InnerBackend>("base_llama", &Default::default());
     let checked = config.diffusion.clone().check(Path::new("test")).expect("valid");
     let path = DiffusionPath::init(&lm, &checked, &mut ChaCha8Rng::seed_from_u64(config.seed));
     let lm = kept.map_or_else(|| lm.clone(), |dtype| lm.clone().kept_as(dtype));
@@ -218,6 +239,8 @@ fn losses<T: AutodiffBackend>(folder: Option<(&Path, bool)>, stop: Option<u64>, 
 fn training_goes_the_same_way_and_goes_on_where_it_stopped() {
     let whole = losses::<AB>(None, None, None);
     near("losses", &whole, &losses::<TestAutodiff>(None, None, None), 1e-4);
+    let parts = golden_lm_within("base_llama", &Default::default(), Some(SMALL));
+    near("with the vocabulary in parts", &losses_beside::<AB>(parts, None, None, None), &whole, 1e-5);
     let folder = tempfile::tempdir().expect("a folder");
     let begun = losses::<AB>(Some((folder.path(), false)), Some(3), None);
     let rest = losses::<AB>(Some((folder.path(), true)), None, None);

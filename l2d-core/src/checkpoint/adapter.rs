@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -47,9 +48,8 @@ impl BaseFingerprint {
             }
         };
         const SAMPLED: usize = 16;
-        let embedding = lm.embedding.val();
-        let rows = embedding.dims()[0].min(SAMPLED);
-        add(host_values(embedding.narrow(0, 0, rows)));
+        let ids: Vec<i32> = (0..lm.config.vocab_size.min(SAMPLED) as i32).collect();
+        add(host_values(lm.embed(Tensor::from_ints(ids.as_slice(), &lm.device()))));
         add(host_values(lm.final_norm.weight.val()));
         for block in lm.blocks.first().into_iter().chain(lm.blocks.last()) {
             add(block.query.first_rows(SAMPLED));

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::DiffusionConfig;
-use crate::lm::{Linear, Lm};
+use crate::lm::{Linear, Lm, TokenTable};
 
 /// `V[y] = sqrt(d) (W_v e_y + b_v) / ||W_v e_y + b_v||`, with `e_y` the base LM's frozen input embedding: every row has
 /// norm `sqrt(d)`, unit variance a component.
@@ -31,8 +31,8 @@ impl<B: Backend> DiffusionVocabulary<B> {
         z / norm * radius
     }
 
-    /// The whole table, `[V, d]`; constant while weights are, so compute it once per model.
-    pub fn table(&self, lm: &Lm<B>) -> Tensor<B, 2> {
-        self.forward(lm.embedding.val())
+    /// The whole table, `[V, d]`, in parts where the LM's embedding is; constant while weights are, so compute it once per model.
+    pub fn table(&self, lm: &Lm<B>) -> TokenTable<B> {
+        lm.embedding_table().map(|part| self.forward(part))
     }
 }

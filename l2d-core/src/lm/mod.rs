@@ -13,6 +13,7 @@ mod mlp;
 mod model;
 mod norm;
 mod rope;
+mod token_table;
 mod weights;
 
 pub use attention::{AttentionGradients, AttentionPlan, Context};
@@ -25,5 +26,6 @@ pub(crate) use mlp::gated;
 pub use model::Lm;
 pub use norm::{RmsNorm, rms_normalise};
 pub use rope::{Rope, RopeTable};
+pub use token_table::{TokenTable, VocabularyShards};
 pub(crate) use weights::transposed;
 pub use weights::{HostTensor, host_values};

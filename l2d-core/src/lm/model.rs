@@ -10,6 +10,7 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::rope::Rope;
+use super::token_table::{TokenTable, VocabularyShards};
 use super::weights::host_values;
 use crate::config::LmConfig;
 use crate::cpu::{CacheFormat, PackedFormat, PackedMatrix, WeightFormat};
@@ -23,8 +24,10 @@ pub struct Lm<B: Backend> {
     pub blocks: Vec<Block<B>>,
     /// Norm before the head.
     pub final_norm: RmsNorm<B>,
-    /// The LM head `[H, V]`; absent while a tied model is trained, where the embedding stands in for it.
+    /// The LM head `[H, V]`; absent while a tied model is trained, where the embedding stands in for it, and where it is in parts.
     pub head: Option<Linear<B>>,
+    /// Embedding and head in parts, where the device cannot hold them whole; then `embedding` is one row that means nothing.
+    pub shards: Option<VocabularyShards<B>>,
     /// The architecture.
     #[module(skip)]
     pub config: LmConfig,
@@ -39,7 +42,15 @@ pub struct Lm<B: Backend> {
 impl<B: Backend> Lm<B> {
     /// The embeddings of some tokens: `[rows, H]`.
     pub fn embed(&self, tokens: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.embedding.val().select(0, tokens)
+        self.embedding_table().rows(tokens)
+    }
+
+    /// The embeddings of all tokens.
+    pub fn embedding_table(&self) -> TokenTable<B> {
+        match &self.shards {
+            Some(shards) => shards.embedding(),
+            None => TokenTable::new(vec![self.embedding.val()]),
+        }
     }
 
     /// Runs the main path over the next tokens of every sequence and appends to the cache. Returns the hidden states before
@@ -89,9 +100,10 @@ impl<B: Backend> Lm<B> {
     /// `LMHead(FinalNorm(hidden))`: `[rows, H]` to `[rows, V]`.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let normed = self.final_norm.forward(hidden);
-        match &self.head {
-            Some(head) => head.forward(normed),
-            None => normed.matmul(self.embedding.val().transpose()),
+        match (&self.shards, &self.head) {
+            (Some(shards), _) => shards.logits(normed),
+            (None, Some(head)) => head.forward(normed),
+            (None, None) => normed.matmul(self.embedding.val().transpose()),
         }
     }
 

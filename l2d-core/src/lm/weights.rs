@@ -13,6 +13,7 @@ use super::mlp::Mlp;
 use super::model::Lm;
 use super::norm::RmsNorm;
 use super::rope::Rope;
+use super::token_table::{VocabularyShards, rows_of_a_part};
 use crate::checkpoint::TensorSource;
 use crate::config::LmConfig;
 use crate::cpu::{CacheFormat, PackedMatrix, WeightFormat};
@@ -42,7 +43,20 @@ impl<B: Backend> Lm<B> {
     /// # Errors
     /// A tensor is missing, has another shape than the config implies, cannot be read, or has no place in the model.
     pub fn load(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
-        Self::load_with(config, source, device, false)
+        Self::load_with(config, source, device, false, None)
+    }
+
+    /// [`Lm::load`] for a device whose largest tensor has so many bytes: an embedding and a head of more are held in parts.
+    ///
+    /// # Errors
+    /// As [`Lm::load`]; [`Error::DeviceLimit`] for any other tensor of more.
+    pub fn load_within(
+        config: &LmConfig,
+        source: &dyn TensorSource,
+        device: &B::Device,
+        largest: Option<usize>,
+    ) -> Result<Self> {
+        Self::load_with(config, source, device, false, largest)
     }
 
     /// [`Lm::load`] with weights packed for the CPU's decoding kernels ([`crate::cpu`]) in the format in which the checkpoint
@@ -53,13 +67,20 @@ impl<B: Backend> Lm<B> {
     /// As [`Lm::load`].
     pub fn load_packed(config: &LmConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Self> {
         // The layers are packed already; this does the norms.
-        Ok(Self::load_with(config, source, device, true)?.packed(WeightFormat::F32))
+        Ok(Self::load_with(config, source, device, true, None)?.packed(WeightFormat::F32))
     }
 
-    fn load_with(config: &LmConfig, source: &dyn TensorSource, device: &B::Device, packed: bool) -> Result<Self> {
+    fn load_with(
+        config: &LmConfig,
+        source: &dyn TensorSource,
+        device: &B::Device,
+        packed: bool,
+        largest: Option<usize>,
+    ) -> Result<Self> {
         let mut loader = Loader {
             source,
             packed,
+            largest,
             used: BTreeSet::new(),
             device: device.clone(),
             _backend: std::marker::PhantomData::<B>,
@@ -86,6 +107,21 @@ impl<B: Backend> Lm<B> {
             })
             .collect::<Result<Vec<_>>>()?;
         let final_norm = loader.norm(FINAL_NORM, config)?;
+        if let Some(rows) = rows_of_a_part(config.vocab_size, hidden, largest) {
+            let shards = loader.shards(config, rows)?;
+            loader.finish()?;
+            return Ok(Self {
+                // Says where and in which format the model is.
+                embedding: Param::from_tensor(Tensor::zeros([1, hidden], device)),
+                blocks,
+                final_norm,
+                head: None,
+                shards: Some(shards),
+                config: config.clone(),
+                rope: Rope::new(config),
+                cache_format: CacheFormat::default(),
+            });
+        }
         // A tied head is a second copy in the fast layout: a transposed view is many times slower on the CPU.
         let head = if config.tie_word_embeddings {
             loader.used.insert(HEAD.to_string());
@@ -101,6 +137,7 @@ impl<B: Backend> Lm<B> {
             blocks,
             final_norm,
             head: Some(head),
+            shards: None,
             config: config.clone(),
             rope: Rope::new(config),
             cache_format: CacheFormat::default(),
@@ -142,6 +179,7 @@ impl<B: Backend> Lm<B> {
             blocks,
             final_norm: norm(),
             head,
+            shards: None,
             config: config.clone(),
             rope: Rope::new(config),
             cache_format: CacheFormat::default(),
@@ -150,7 +188,7 @@ impl<B: Backend> Lm<B> {
 
     /// Gives a tied model its own copy of the head in the fast layout; for inference.
     pub fn materialise_head(mut self) -> Self {
-        if self.head.is_none() {
+        if self.head.is_none() && self.shards.is_none() {
             let [vocab, hidden] = self.embedding.shape().dims();
             let table = host_values(self.embedding.val());
             let values = TensorData::new(transposed(&table, vocab, hidden), [hidden, vocab]);
@@ -183,8 +221,12 @@ impl<B: Backend> Lm<B> {
             shape: tensor.dims().to_vec(),
             values: host_values(tensor),
         };
-        let embedding = self.embedding.val();
-        visit(HostTensor { name: EMBEDDING.into(), shape: embedding.dims().to_vec(), values: host_values(embedding) });
+        let shape = vec![self.config.vocab_size, self.config.hidden_size];
+        let values = match &self.shards {
+            Some(shards) => shards.embedding.iter().flat_map(|part| host_values(part.val())).collect(),
+            None => host_values(self.embedding.val()),
+        };
+        visit(HostTensor { name: EMBEDDING.into(), shape: shape.clone(), values });
         for (i, block) in self.blocks.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
             visit(vector(format!("{prefix}.input_layernorm.weight"), block.attention_norm.weight.val()));
@@ -209,6 +251,14 @@ impl<B: Backend> Lm<B> {
         if let Some(head) = self.head.as_ref().filter(|_| !self.config.tie_word_embeddings) {
             visit(matrix("lm_head".into(), head));
         }
+        if let Some(shards) = self.shards.as_ref().filter(|_| !self.config.tie_word_embeddings) {
+            let part = |part: &Param<Tensor<B, 2>>| {
+                let [inputs, outputs] = part.shape().dims();
+                transposed(&host_values(part.val()), inputs, outputs)
+            };
+            let values = shards.head.iter().flat_map(part).collect();
+            visit(HostTensor { name: "lm_head.weight".into(), shape, values });
+        }
     }
 }
 
@@ -217,6 +267,8 @@ struct Loader<'a, B: Backend> {
     source: &'a dyn TensorSource,
     /// Whether linear layers are packed.
     packed: bool,
+    /// Bytes of the device's largest tensor.
+    largest: Option<usize>,
     used: BTreeSet<String>,
     device: B::Device,
     _backend: std::marker::PhantomData<B>,
@@ -237,7 +289,40 @@ impl<B: Backend> Loader<'_, B> {
             return Err(Error::Shape { path: path(), name: name.to_string(), expected: expected.to_vec(), found });
         }
         self.used.insert(name.to_string());
-        Ok(())
+        let bytes = expected.iter().product::<usize>() * size_of::<f32>();
+        match self.largest {
+            // The vocabulary's are cut into parts.
+            Some(limit) if bytes > limit && ![EMBEDDING, HEAD].contains(&name) => {
+                Err(Error::DeviceLimit { path: path(), name: name.to_string(), bytes, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Embedding and head in parts of so many rows of the vocabulary.
+    fn shards(&mut self, config: &LmConfig, rows: usize) -> Result<VocabularyShards<B>> {
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let table = self.read(EMBEDDING, &[vocab, hidden])?;
+        let upload = |values: Vec<f32>, shape: [usize; 2], device: &B::Device| {
+            Param::from_tensor(Tensor::<B, 2>::from_data(TensorData::new(values, shape), device))
+        };
+        let parts = |table: &[f32]| -> Vec<Vec<f32>> { table.chunks(rows * hidden).map(<[f32]>::to_vec).collect() };
+        let embedding = parts(&table).into_iter().map(|part| {
+            let count = part.len() / hidden;
+            upload(part, [count, hidden], &self.device)
+        });
+        let embedding = embedding.collect();
+        let table = if config.tie_word_embeddings {
+            self.used.insert(HEAD.to_string());
+            table
+        } else {
+            self.read(HEAD, &[vocab, hidden])?
+        };
+        let head = parts(&table).into_iter().map(|part| {
+            let count = part.len() / hidden;
+            upload(transposed(&part, count, hidden), [hidden, count], &self.device)
+        });
+        Ok(VocabularyShards { embedding, head: head.collect() })
     }
 
     /// The weights of a layer as they are stored, or in f32.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use l2d_core::L2d;
-use l2d_core::lm::{KvCache, host_values};
+use l2d_core::lm::{KvCache, TokenTable, host_values};
 
 use super::adaptive::AdaptiveCourse;
 use super::course::{Call, GridCourse, OnGrid, Where};
@@ -28,7 +28,7 @@ pub struct Diffuser<'m, B: Backend> {
     params: DiffusionParams,
     mode: DecodeMode,
     /// The diffusion vocabulary, `[V, d]`.
-    table: Tensor<B, 2>,
+    table: TokenTable<B>,
     course: Course<B>,
 }
 
@@ -327,7 +327,7 @@ impl<'m, B: Backend> Diffuser<'m, B> {
     pub(super) fn vocabulary_rows(&self, ids: &[usize]) -> Vec<f64> {
         let ids: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
         let ids = Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &self.model.lm.device());
-        host_values(self.table.clone().select(0, ids)).into_iter().map(f64::from).collect()
+        host_values(self.table.rows(ids)).into_iter().map(f64::from).collect()
     }
 
     /// States as the model takes them, `[rows, d]`.

@@ -53,11 +53,12 @@ impl Threads {
         ready: impl Fn(&Table) -> bool,
     ) -> Result<MutexGuard<'a, Table>> {
         loop {
-            if let Some(rank) = table.gone {
-                return Err(TrainError::Ranks { reason: format!("rank {rank} has stopped") });
-            }
+            // First: what a rank has said before it stopped is for all to hear.
             if ready(&table) {
                 return Ok(table);
+            }
+            if let Some(rank) = table.gone {
+                return Err(TrainError::Ranks { reason: format!("rank {rank} has stopped") });
             }
             table = self.shared.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
         }

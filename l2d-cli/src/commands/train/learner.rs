@@ -43,6 +43,12 @@ impl<B: Backend> Learner<B> {
             let path = trainable(AutodiffModule::from_inner(path));
             return Ok(Self::L2d(Box::new(L2dTask::new(engine, config.draws()).beside(base)), Box::new(path)));
         }
+        if config.objective == ObjectiveKind::Full && lm.shards.is_some() {
+            return Err(CliError::Usage(
+                "objective full: this device holds the vocabulary in parts, which are not trained; use another backend"
+                    .into(),
+            ));
+        }
         let lm: Lm<Autodiff<B>> = AutodiffModule::from_inner(kept(lm, config, backend)?);
         let lm = if config.objective == ObjectiveKind::Full {
             // One table that receives both gradients, if the model is tied.

@@ -30,6 +30,7 @@ use rand_chacha::ChaCha8Rng;
 
 use self::generate::{Answers, Problems};
 use self::learner::Learner;
+use crate::adapters::largest_tensor;
 use crate::args::TrainArgs;
 use crate::backend::{BackendKind, with_backend};
 use crate::commands::losses;
@@ -198,6 +199,19 @@ fn prepare<B: Backend>(
         let frozen = config.objective != ObjectiveKind::Full && backend.is_cpu() && stored;
         load_base::<B>(&args.model, args.lora.as_deref(), device, frozen)?
     };
+    // A chunk of logits is one tensor, too.
+    if let Some(rows) = largest_tensor(device).map(|bytes| bytes / (4 * lm.config.vocab_size))
+        && rows < config.head_chunk
+    {
+        if ranks.is_first() {
+            eprintln!(
+                "head_chunk: {} instead of {}, which is what this device can hold",
+                rows.max(1),
+                config.head_chunk
+            );
+        }
+        config.head_chunk = rows.max(1);
+    }
     Ok(Prepared { config, dir, lm, text, cache, rng })
 }
 

@@ -1,13 +1,12 @@
 //! `l2d doctor`: what this machine and this binary have, how fast it is, and what to change.
 
-mod adapters;
-
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType};
 use l2d_core::checkpoint::write_atomically;
 use l2d_sandbox::{Launcher, Limits, Mode, Sandbox};
 use serde::Serialize;
 
+use crate::adapters;
 use crate::args::DoctorArgs;
 use crate::backend::BackendKind;
 use crate::commands::eval::tools::AGAIN;
@@ -221,8 +220,8 @@ fn advice(report: &Report) -> Vec<String> {
         }
         if let Some(bytes) = device.largest_tensor.filter(|&bytes| bytes < 2 << 30) {
             advice.push(format!(
-                "{name} binds at most {} at a time: a vocabulary table of more cannot be loaded there; use a model with a smaller one, \
-                 or another backend",
+                "{name} binds at most {} at a time: larger vocabularies are held in parts, any other matrix of more is \
+                 refused",
                 memory::written(bytes as f64)
             ));
         }
