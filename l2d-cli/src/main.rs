@@ -6,6 +6,7 @@ mod arithmetic;
 mod backend;
 mod commands;
 mod decoding;
+mod device_memory;
 mod error;
 mod export;
 mod generator;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     set_up_logging(cli.verbose);
+    device_memory::end_with_an_error();
     match run(cli) {
         Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
         Err(CliError::Elsewhere) => ExitCode::FAILURE,

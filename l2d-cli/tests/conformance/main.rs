@@ -3,6 +3,7 @@
 //!
 //! `cargo test --release -p l2d-cli --features wgpu --test conformance wgpu::` runs one backend's part; it needs a device.
 //! `scripts/gpu-check.sh` runs a binary of it that was built elsewhere.
+#![allow(clippy::duplicate_mod, reason = "each backend has its own copy of the suite")]
 
 use burn::backend::Autodiff;
 

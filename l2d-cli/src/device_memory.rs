@@ -1,0 +1,58 @@
+//! A device that runs out of memory. burn's runtimes can only panic then, some on a thread of their own where nothing catches it.
+
+use std::panic::PanicHookInfo;
+
+use crate::memory;
+
+/// What a run can do with less of, and by how much.
+const REMEDY: &str = "training: micro_batch_size at half needs half of the activations, recompute = \"blocks\" keeps those of one block, \
+    head_chunk = 256 a quarter of the logits, frozen_weights = \"bf16\" half of the base (l2d plan says what a run takes); decoding: \
+    --batch-size at half needs half of the keys and values";
+
+/// From here on a device out of memory ends the process with an error, as everything else does that goes wrong.
+pub(crate) fn end_with_an_error() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+        let Some(asked) = panic.payload_as_str().and_then(asked_for) else { return usual(panic) };
+        let asked = asked.map_or_else(|| "more".to_owned(), |bytes| memory::written(bytes as f64));
+        eprintln!("error: the device is out of memory: {asked} asked for{}", free());
+        eprintln!("hint: {REMEDY}");
+        // Other threads may wait for the device for ever.
+        std::process::exit(1);
+    }));
+}
+
+/// Bytes that a runtime asked for in vain, where it says; `None` where a panic is about something else.
+fn asked_for(said: &str) -> Option<Option<u64>> {
+    let signs = ["buffertoobig", "outofmemory", "out_of_memory", "out of memory"];
+    let lower = said.to_lowercase();
+    signs.iter().any(|sign| lower.contains(sign)).then(|| {
+        let (_, rest) = said.split_once("size: ")?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..digits].parse().ok()
+    })
+}
+
+/// What is free, where a driver says.
+fn free() -> String {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some((free, total))) = std::panic::catch_unwind(crate::adapters::cuda_memory) {
+        let (free, total) = (memory::written(free as f64), memory::written(total as f64));
+        return format!("; {free} of {total} are free");
+    }
+    String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_is_read_from_what_runtimes_say() {
+        let cube = "called `Result::unwrap()` on an `Err` value: Io(BufferTooBig { size: 68719476736, backtrace: <disabled> })";
+        assert_eq!(asked_for(cube), Some(Some(68_719_476_736)));
+        assert_eq!(asked_for("wgpu error: Out of Memory"), Some(None));
+        assert_eq!(asked_for("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), Some(None));
+        assert_eq!(asked_for("index out of bounds: the len is 3 but the index is 4"), None);
+    }
+}
