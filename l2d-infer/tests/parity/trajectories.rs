@@ -163,7 +163,7 @@ fn compare(file: &str, fixture: &Fixture, case: &Value, mode: DecodeMode) {
 }
 
 #[test]
-fn parity_trajectories() {
+fn parity_trajectories_of_last_positions() {
     for (file, packed) in fixtures() {
         let fixture = Fixture::load(file, packed);
         let mut compared = 0;
