@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
+use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use l2d_core::L2d;
@@ -124,11 +125,23 @@ impl<B: Backend> Model<B> {
     ) -> Result<(Self, Text), CliError> {
         decode.check(args.adapter.is_some())?;
         if !backend.is_cpu() {
-            if let Some(weights) = args.weights {
+            let weights = args.weights.unwrap_or(WeightsKind::F32);
+            let narrow = match weights {
+                WeightsKind::F32 => None,
+                WeightsKind::F16 => Some(FloatDType::F16),
+                WeightsKind::Bf16 => Some(FloatDType::BF16),
+                WeightsKind::Stored | WeightsKind::Q8_0 | WeightsKind::Q4_1 => {
+                    return Err(CliError::Usage(format!(
+                        "--weights {} is for the CPU backends; {} has f32, f16 and bf16",
+                        weights.name(),
+                        backend.name()
+                    )));
+                }
+            };
+            if let Some(dtype) = narrow.filter(|&dtype| !B::supports_dtype(device, dtype.into())) {
                 return Err(CliError::Usage(format!(
-                    "--weights {} is for the CPU backends; on {} weights are f32",
-                    weights.name(),
-                    backend.name()
+                    "--weights {}: this device does not compute with {dtype:?} (l2d doctor says with what it does)",
+                    weights.name()
                 )));
             }
             if let Some(cache) = args.kv_cache {
@@ -139,7 +152,9 @@ impl<B: Backend> Model<B> {
                 )));
             }
             let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
-            return Ok((Self::join(args, lm)?, text));
+            // The adapter belongs to the weights before they are rounded.
+            let model = Self::join(args, lm)?;
+            return Ok((if let Some(dtype) = narrow { model.computed_in(dtype) } else { model }, text));
         }
         if args.lora.is_some() {
             let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
@@ -185,6 +200,14 @@ impl<B: Backend> Model<B> {
         match self {
             Self::Plain(lm) => Self::Plain(Box::new(lm.packed(format))),
             Self::Joined(model) => Self::Joined(Box::new(model.packed(format))),
+        }
+    }
+
+    /// The same with the base's matrices multiplied in the given format.
+    fn computed_in(self, dtype: FloatDType) -> Self {
+        match self {
+            Self::Plain(lm) => Self::Plain(Box::new(lm.computed_in(dtype))),
+            Self::Joined(model) => Self::Joined(Box::new(model.computed_in(dtype))),
         }
     }
 

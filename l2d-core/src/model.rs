@@ -1,7 +1,7 @@
 //! The LM and its diffusion path, joined: main pass, then any number of diffusion evaluations on top of it.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{FloatDType, Tensor};
 
 use crate::cpu::WeightFormat;
 use crate::diffusion::{DiffusionPath, Modulation, merge};
@@ -20,6 +20,12 @@ impl<B: Backend> L2d<B> {
     /// The same model for decoding on a CPU: see [`Lm::packed`]. The path stays in f32.
     pub fn packed(self, format: WeightFormat) -> Self {
         Self { lm: self.lm.packed(format), path: self.path.packed() }
+    }
+
+    /// The same model with the base's matrices multiplied in the given format: see [`Lm::computed_in`]. The path's own weights stay in
+    /// f32.
+    pub fn computed_in(self, dtype: FloatDType) -> Self {
+        Self { lm: self.lm.computed_in(dtype), ..self }
     }
 
     /// Logits `[rows, V]` of the joined model for diffusion tokens `x_t: [rows, d]` at the rows of `plan`

@@ -19,7 +19,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) adapter: Option<PathBuf>,
 
-    /// Number format of the base's weights in memory, on the CPU [default: stored].
+    /// Number format of the base's weights in memory [default: stored on the CPU, f32 on a GPU, which also has f16 and bf16].
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) weights: Option<WeightsKind>,
 

@@ -147,6 +147,27 @@ fn long_prompts_and_ragged_rows_are_read_alike() {
     }
 }
 
+#[test]
+fn weights_of_sixteen_bits_give_much_the_same_logits() {
+    let prompts = [(0..12).map(|i| 3 + i * 31 % 300).collect::<Vec<u32>>(), vec![5, 9]];
+    for folder in BASE_FOLDERS {
+        let exact = last_logits::<TestBackend>(&golden_lm(folder, &Default::default()), &prompts);
+        let largest = exact.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        for (dtype, tolerance) in [(FloatDType::F16, 0.01), (FloatDType::BF16, 0.05)] {
+            if !B::supports_dtype(&Default::default(), dtype.into()) {
+                eprintln!("skipped: this device does not compute with {dtype:?}");
+                continue;
+            }
+            for largest_tensor in [None, Some(SMALL)] {
+                let lm: Lm<B> = golden_lm_within(folder, &Default::default(), largest_tensor).computed_in(dtype);
+                let found = last_logits(&lm, &prompts);
+                near(&format!("{folder} {dtype:?}"), &found, &exact, tolerance * largest);
+                assert!(found != exact, "{folder} {dtype:?}: nothing was rounded");
+            }
+        }
+    }
+}
+
 /// The real model, where `L2D_SMOLLM2` names its GGUF file.
 #[test]
 fn quantised_weights_are_read_alike() {

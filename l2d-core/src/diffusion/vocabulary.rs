@@ -33,6 +33,6 @@ impl<B: Backend> DiffusionVocabulary<B> {
 
     /// The whole table, `[V, d]`, in parts where the LM's embedding is; constant while weights are, so compute it once per model.
     pub fn table(&self, lm: &Lm<B>) -> TokenTable<B> {
-        lm.embedding_table().map(|part| self.forward(part))
+        lm.embedding_table().map(|part| self.forward(part.cast(lm.dtype())))
     }
 }

@@ -75,9 +75,18 @@ impl<B: Backend> Block<B> {
 
     /// The same block with the weights of its linear layers kept in the given format ([`Linear::kept_as`]).
     pub fn kept_as(self, dtype: FloatDType) -> Self {
+        self.with_linears(|linear| linear.kept_as(dtype))
+    }
+
+    /// The same block with its linear layers computed in the given format ([`Linear::computed_in`]).
+    pub fn computed_in(self, dtype: FloatDType) -> Self {
+        self.with_linears(|linear| linear.computed_in(dtype))
+    }
+
+    fn with_linears(self, change: impl Fn(Linear<B>) -> Linear<B>) -> Self {
         let Self { query, key, value, output, mlp, .. } = self;
-        let [query, key, value, output] = [query, key, value, output].map(|linear| linear.kept_as(dtype));
-        let [gate, up, down] = [mlp.gate, mlp.up, mlp.down].map(|linear| linear.kept_as(dtype));
+        let [query, key, value, output] = [query, key, value, output].map(&change);
+        let [gate, up, down] = [mlp.gate, mlp.up, mlp.down].map(&change);
         Self { query, key, value, output, mlp: Mlp { gate, up, down }, ..self }
     }
 }

@@ -23,12 +23,21 @@ pub struct Linear<B: Backend> {
     /// The weight in the layout of the CPU's decoding kernels, in the place of the dense one. Has no gradient.
     #[module(skip)]
     packed: Option<PackedMatrix>,
+    /// Whether the input is rounded to the weight's format, instead of the weight being widened to the input's.
+    #[module(skip)]
+    rounds_input: bool,
 }
 
 impl<B: Backend> Linear<B> {
     /// A layer with the given weights, `weight: [in, out]`, `bias: [out]`.
     pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
-        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor), lora: None, packed: None }
+        Self {
+            weight: Param::from_tensor(weight),
+            bias: bias.map(Param::from_tensor),
+            lora: None,
+            packed: None,
+            rounds_input: false,
+        }
     }
 
     /// Xavier-uniform weights and zero biases.
@@ -57,6 +66,12 @@ impl<B: Backend> Linear<B> {
     pub fn kept_as(self, dtype: FloatDType) -> Self {
         let (id, weight, mapper) = self.weight.consume();
         Self { weight: Param::from_mapped_value(id, weight.cast(dtype), mapper), ..self }
+    }
+
+    /// The same layer with its weight kept in the given format and multiplied in it: inputs are rounded to it, and what comes out is
+    /// widened again. Half the bytes to read; sums are as wide as the backend makes them (f32 on tensor cores).
+    pub fn computed_in(self, dtype: FloatDType) -> Self {
+        Self { rounds_input: true, ..self.kept_as(dtype) }
     }
 
     /// The weight as a dense tensor, `[in, out]`, in f32 at least; unpacked where it is packed.
@@ -107,6 +122,13 @@ impl<B: Backend> Linear<B> {
 
     fn without_lora(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let weight = self.weight.val();
+        if self.rounds_input {
+            let y = x.clone().cast(weight.dtype()).matmul(weight).cast(x.dtype());
+            return match &self.bias {
+                Some(bias) => y + bias.val().unsqueeze(),
+                None => y,
+            };
+        }
         // A frozen weight may be kept in fewer bits than are computed with.
         let weight = if weight.dtype() == x.dtype() { weight } else { weight.cast(x.dtype()) };
         let y = x.matmul(weight);

@@ -42,7 +42,9 @@ pub struct Lm<B: Backend> {
 impl<B: Backend> Lm<B> {
     /// The embeddings of some tokens: `[rows, H]`.
     pub fn embed(&self, tokens: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.embedding_table().rows(tokens)
+        let rows = self.embedding_table().rows(tokens);
+        // The table may be kept in fewer bits than are computed with.
+        if rows.dtype() == self.dtype() { rows } else { rows.cast(self.dtype()) }
     }
 
     /// The embeddings of all tokens.
@@ -130,6 +132,20 @@ impl<B: Backend> Lm<B> {
         Self { blocks, ..self }
     }
 
+    /// The same model with embeddings, blocks and head kept in a format of fewer bits and the matrices multiplied in it, for
+    /// inference on a device that does that faster than f32. Norms, rotary embeddings, keys and values, softmax and the residual stream
+    /// stay as they are.
+    pub fn computed_in(self, dtype: FloatDType) -> Self {
+        let narrowed = |table: Param<Tensor<B, 2>>| Param::from_tensor(table.val().cast(dtype));
+        let blocks = self.blocks.into_iter().map(|block| block.computed_in(dtype)).collect();
+        let head = self.head.map(|head| head.computed_in(dtype));
+        let shards = self.shards.map(|shards| VocabularyShards {
+            embedding: shards.embedding.into_iter().map(narrowed).collect(),
+            head: shards.head.into_iter().map(narrowed).collect(),
+        });
+        Self { embedding: narrowed(self.embedding), blocks, head, shards, ..self }
+    }
+
     /// The plan of diffusion or probe rows at the given positions of a cache's sequences (equally many each, if the cache is
     /// dense).
     pub fn plan_at(&self, cache: &KvCache<B>, positions: &[Vec<usize>]) -> AttentionPlan<B> {
@@ -184,9 +200,9 @@ impl<B: Backend> Lm<B> {
         self.embedding.val().device()
     }
 
-    /// The number format of the weights and of the computation.
+    /// The number format of the computation between matrices.
     pub fn dtype(&self) -> DType {
-        self.embedding.val().dtype()
+        self.final_norm.weight.val().dtype()
     }
 }
 

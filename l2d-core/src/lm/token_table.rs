@@ -94,7 +94,11 @@ impl<B: Backend> VocabularyShards<B> {
 
     /// Normed hidden states `[rows, H]` to logits `[rows, V]`.
     pub fn logits(&self, normed: Tensor<B, 2>) -> Tensor<B, 2> {
-        Tensor::cat(self.head.iter().map(|part| normed.clone().matmul(part.val())).collect(), 1)
+        let product = |part: &Param<Tensor<B, 2>>| {
+            let part = part.val();
+            normed.clone().cast(part.dtype()).matmul(part).cast(normed.dtype())
+        };
+        Tensor::cat(self.head.iter().map(product).collect(), 1)
     }
 }
 

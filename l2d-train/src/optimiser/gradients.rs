@@ -74,7 +74,7 @@ impl<B: Backend> NamedGradients<B> {
     /// Sums the gradients of all ranks.
     ///
     /// # Errors
-    /// [`TrainError::Ranks`] where a rank is gone or has gradients of other parameters.
+    /// [`TrainError::Ranks`](crate::TrainError::Ranks) where a rank is gone or has gradients of other parameters.
     pub fn sum_over(&mut self, ranks: &dyn Ranks) -> Result<()> {
         if ranks.size() == 1 {
             return Ok(());
