@@ -15,7 +15,7 @@ pub(crate) fn end_with_an_error() {
     std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
         let Some(asked) = panic.payload_as_str().and_then(asked_for) else { return usual(panic) };
         let asked = asked.map_or_else(|| "more".to_owned(), |bytes| memory::written(bytes as f64));
-        eprintln!("error: the device is out of memory: {asked} asked for{}", free());
+        eprintln!("error: the device is out of memory, or holds no tensor of that size: {asked} asked for{}", free());
         eprintln!("hint: {REMEDY}");
         // Other threads may wait for the device for ever.
         std::process::exit(1);
@@ -24,7 +24,7 @@ pub(crate) fn end_with_an_error() {
 
 /// Bytes that a runtime asked for in vain, where it says; `None` where a panic is about something else.
 fn asked_for(said: &str) -> Option<Option<u64>> {
-    let signs = ["buffertoobig", "outofmemory", "out_of_memory", "out of memory"];
+    let signs = ["buffertoobig", "can't allocate buffer", "outofmemory", "out_of_memory", "out of memory"];
     let lower = said.to_lowercase();
     signs.iter().any(|sign| lower.contains(sign)).then(|| {
         let (_, rest) = said.split_once("size: ")?;
@@ -51,6 +51,8 @@ mod tests {
     fn what_was_asked_for_is_read_from_what_runtimes_say() {
         let cube = "called `Result::unwrap()` on an `Err` value: Io(BufferTooBig { size: 68719476736, backtrace: <disabled> })";
         assert_eq!(asked_for(cube), Some(Some(68_719_476_736)));
+        let wgpu = "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 147750912";
+        assert_eq!(asked_for(wgpu), Some(Some(147_750_912)));
         assert_eq!(asked_for("wgpu error: Out of Memory"), Some(None));
         assert_eq!(asked_for("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), Some(None));
         assert_eq!(asked_for("index out of bounds: the len is 3 but the index is 4"), None);

@@ -11,10 +11,13 @@ use clap::ValueEnum;
 use l2d_core::L2d;
 use l2d_core::checkpoint::{Checkpoint, GenerationDefaults, load_adapter, merge_peft};
 use l2d_core::cpu::{CacheFormat, WeightFormat};
+use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig};
 use l2d_core::lm::Lm;
 use l2d_core::text::{ChatTemplate, Ending, Message, TemplateTokens, TextTokenizer};
 use l2d_eval::task;
 use l2d_infer::decode::{DecodeMode, Decoder, Detokenizer, DiffusionParams, TextStream};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use crate::adapters::largest_tensor;
 use crate::args::{CacheKind, DecodeArgs, ModelArgs, WeightsKind};
@@ -107,6 +110,28 @@ pub(crate) fn load_base<B: Backend>(
     Ok((lm.no_grad(), text))
 }
 
+/// The format in which a GPU multiplies the base's matrices, where it is not f32.
+fn narrow<B: Backend>(
+    args: &ModelArgs,
+    backend: BackendKind,
+    device: &B::Device,
+) -> Result<Option<FloatDType>, CliError> {
+    let weights = args.weights.unwrap_or(WeightsKind::F32);
+    let refuse = |reason: String| Err(CliError::Usage(format!("--weights {}: {reason}", weights.name())));
+    let dtype = match weights {
+        WeightsKind::F32 => return Ok(None),
+        WeightsKind::F16 => FloatDType::F16,
+        WeightsKind::Bf16 => FloatDType::BF16,
+        WeightsKind::Stored | WeightsKind::Q8_0 | WeightsKind::Q4_1 => {
+            return refuse(format!("that is for the CPU backends; {} has f32, f16 and bf16", backend.name()));
+        }
+    };
+    match B::supports_dtype(device, dtype.into()) {
+        true => Ok(Some(dtype)),
+        false => refuse("this device does not compute with it (l2d doctor says with what it does)".into()),
+    }
+}
+
 /// The plain LM, or the LM with its diffusion path.
 pub(crate) enum Model<B: Backend> {
     /// Only one step per token makes sense.
@@ -125,25 +150,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<(Self, Text), CliError> {
         decode.check(args.adapter.is_some())?;
         if !backend.is_cpu() {
-            let weights = args.weights.unwrap_or(WeightsKind::F32);
-            let narrow = match weights {
-                WeightsKind::F32 => None,
-                WeightsKind::F16 => Some(FloatDType::F16),
-                WeightsKind::Bf16 => Some(FloatDType::BF16),
-                WeightsKind::Stored | WeightsKind::Q8_0 | WeightsKind::Q4_1 => {
-                    return Err(CliError::Usage(format!(
-                        "--weights {} is for the CPU backends; {} has f32, f16 and bf16",
-                        weights.name(),
-                        backend.name()
-                    )));
-                }
-            };
-            if let Some(dtype) = narrow.filter(|&dtype| !B::supports_dtype(device, dtype.into())) {
-                return Err(CliError::Usage(format!(
-                    "--weights {}: this device does not compute with {dtype:?} (l2d doctor says with what it does)",
-                    weights.name()
-                )));
-            }
+            let narrow = narrow::<B>(args, backend, device)?;
             if let Some(cache) = args.kv_cache {
                 return Err(CliError::Usage(format!(
                     "--kv-cache {} is for the CPU backends; on {} keys and values are f32",
@@ -159,26 +166,13 @@ impl<B: Backend> Model<B> {
         if args.lora.is_some() {
             let (lm, text) = load_base::<B>(&args.model, args.lora.as_deref(), device, false)?;
             let lm = lm.with_cache_format(args.cache_format());
-            let format = match args.weights {
-                Some(WeightsKind::Bf16) => WeightFormat::Bf16,
-                Some(WeightsKind::F16) => WeightFormat::F16,
-                Some(WeightsKind::Q8_0) => WeightFormat::Q8_0,
-                Some(WeightsKind::Q4_1) => WeightFormat::Q4_1,
-                Some(WeightsKind::Stored | WeightsKind::F32) | None => WeightFormat::F32,
-            };
+            let format = args.weights.and_then(WeightsKind::format).unwrap_or(WeightFormat::F32);
             return Ok((Self::join(args, lm)?.packed(format), text));
         }
         let checkpoint = Checkpoint::open(&args.model)?;
         let text = Text::of(&checkpoint);
         let (config, tensors) = (&checkpoint.config, checkpoint.tensors.as_ref());
-        let format = match args.weights.unwrap_or(WeightsKind::Stored) {
-            WeightsKind::Stored => None,
-            WeightsKind::F32 => Some(WeightFormat::F32),
-            WeightsKind::Bf16 => Some(WeightFormat::Bf16),
-            WeightsKind::F16 => Some(WeightFormat::F16),
-            WeightsKind::Q8_0 => Some(WeightFormat::Q8_0),
-            WeightsKind::Q4_1 => Some(WeightFormat::Q4_1),
-        };
+        let format = args.weights.and_then(WeightsKind::format);
         let Some(format) = format else {
             let lm = Lm::load_packed(config, tensors, device)?.no_grad().with_cache_format(args.cache_format());
             return Ok((Self::join(args, lm)?.packed(WeightFormat::F32), text));
@@ -186,6 +180,22 @@ impl<B: Backend> Model<B> {
         // The adapter belongs to the weights before they are rounded.
         let lm = Lm::load(config, tensors, device)?.no_grad().with_cache_format(args.cache_format());
         Ok((Self::join(args, lm)?.packed(format), text))
+    }
+
+    /// Random weights in the shape of a folder's `config.json`, with a path of the paper's settings.
+    pub(crate) fn random(args: &ModelArgs, backend: BackendKind, device: &B::Device) -> Result<(Self, Text), CliError> {
+        let checkpoint = Checkpoint::open_untrained(&args.model)?;
+        let text = Text::of(&checkpoint);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let lm = Lm::<B>::init(&checkpoint.config, &mut rng, device).materialise_head().no_grad();
+        let path = DiffusionPath::init(&lm, &RawDiffusionConfig::default().check(&args.model)?, &mut rng);
+        let model = Self::Joined(Box::new(L2d { lm, path }));
+        if !backend.is_cpu() {
+            let narrow = narrow::<B>(args, backend, device)?;
+            return Ok((if let Some(dtype) = narrow { model.computed_in(dtype) } else { model }, text));
+        }
+        let format = args.weights.and_then(WeightsKind::format).unwrap_or(WeightFormat::F32);
+        Ok((model.packed(format), text))
     }
 
     fn join(args: &ModelArgs, lm: Lm<B>) -> Result<Self, CliError> {
@@ -298,6 +308,18 @@ impl CacheKind {
 }
 
 impl WeightsKind {
+    /// The format that weights are rounded to; `None` where they stay as they are stored.
+    fn format(self) -> Option<WeightFormat> {
+        match self {
+            Self::Stored => None,
+            Self::F32 => Some(WeightFormat::F32),
+            Self::Bf16 => Some(WeightFormat::Bf16),
+            Self::F16 => Some(WeightFormat::F16),
+            Self::Q8_0 => Some(WeightFormat::Q8_0),
+            Self::Q4_1 => Some(WeightFormat::Q4_1),
+        }
+    }
+
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }

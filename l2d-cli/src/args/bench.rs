@@ -60,6 +60,11 @@ pub(crate) struct BenchDecodeArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
+    /// Random weights in the shape that the folder's config.json gives (it needs a tokenizer, no weights), with a random diffusion path
+    /// of the paper's settings: speed does not depend on what a model has learnt, but for how many guesses hold.
+    #[arg(long, conflicts_with_all = ["adapter", "lora"])]
+    pub(crate) random: bool,
+
     /// Evaluations per token, several after commas [default: 1, and 15 with an adapter].
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     pub(crate) steps: Option<Vec<usize>>,

@@ -6,6 +6,7 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 
 use super::dropout::Dropout;
+use super::model::dense_bytes;
 use super::weights::host_values;
 use crate::cpu::{DecodeOps, LowRank, PackedFormat, PackedMatrix, WeightFormat};
 use crate::init;
@@ -147,8 +148,8 @@ impl<B: Backend> Linear<B> {
         self.packed.as_ref().map(PackedMatrix::format)
     }
 
-    pub(crate) fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, PackedMatrix::bytes)
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.packed.as_ref().map_or_else(|| dense_bytes(&self.weight.val()), PackedMatrix::bytes)
     }
 
     /// `[in, out]`.

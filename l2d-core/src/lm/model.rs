@@ -181,13 +181,14 @@ impl<B: Backend> Lm<B> {
         }
     }
 
-    /// Bytes of the packed weights, each of which a forward pass of one row reads once; 0 where none are packed.
-    pub fn packed_bytes(&self) -> usize {
+    /// Bytes of the matrices, each of which a forward pass of one row reads once.
+    pub fn weight_bytes(&self) -> usize {
         let blocks = self.blocks.iter().flat_map(|block| {
             let attention = [&block.query, &block.key, &block.value, &block.output];
             attention.into_iter().chain([&block.mlp.gate, &block.mlp.up, &block.mlp.down])
         });
-        blocks.chain(&self.head).map(Linear::packed_bytes).sum()
+        let shards = self.shards.iter().flat_map(|shards| &shards.head).map(|part| dense_bytes(&part.val()));
+        blocks.chain(&self.head).map(Linear::weight_bytes).chain(shards).sum()
     }
 
     /// Whether the CPU's decoding kernels compute it; see [`Lm::packed`].
@@ -204,6 +205,11 @@ impl<B: Backend> Lm<B> {
     pub fn dtype(&self) -> DType {
         self.final_norm.weight.val().dtype()
     }
+}
+
+/// Bytes of a tensor's values.
+pub(super) fn dense_bytes<B: Backend>(tensor: &Tensor<B, 2>) -> usize {
+    tensor.shape().num_elements() * tensor.dtype().size()
 }
 
 /// Token ids as a tensor, `[rows]`.

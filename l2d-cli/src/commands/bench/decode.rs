@@ -15,7 +15,7 @@ use crate::decoding::Budget;
 use crate::error::CliError;
 use crate::model::{Model, on_interrupt};
 use crate::output::say;
-use crate::rates::memory_bandwidth;
+use crate::rates::{device_bandwidth, memory_bandwidth};
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
@@ -55,9 +55,9 @@ struct Report {
     diffusion: Option<DiffusionParams>,
     /// The guidance class.
     class: Option<String>,
-    /// Bytes a second that all threads read together from a buffer larger than any cache.
+    /// Bytes a second that all threads read together from a buffer larger than any cache, or that a GPU reads and writes.
     memory_bandwidth: f64,
-    /// Bytes of packed base weights, which a forward pass reads once.
+    /// Bytes of the base's matrices, which a forward pass reads once.
     weight_bytes: usize,
     /// The most memory the process has held, in bytes, where the system says.
     peak_memory: Option<u64>,
@@ -83,8 +83,11 @@ pub(crate) fn run<B: Backend>(
         }
     }
     args.decode.check_guidance()?;
-    let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
-    let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
+    let (model, text) = match args.random {
+        true => Model::<B>::random(&args.model, backend, device)?,
+        false => Model::<B>::load(&args.model, &args.decode, backend, device)?,
+    };
+    let usual = if args.model.adapter.is_some() || args.random { vec![1, model.default_steps()] } else { vec![1] };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
     for &budget in &budgets {
         model.check(&args.decode.diffusion(budget))?;
@@ -94,8 +97,8 @@ pub(crate) fn run<B: Backend>(
     let cancel = on_interrupt()?;
     let words = text.tokenizer.encode(PROSE, false)?;
     let lm = model.lm();
-    let weight_bytes = lm.packed_bytes();
-    let memory_bandwidth = memory_bandwidth();
+    let weight_bytes = lm.weight_bytes();
+    let memory_bandwidth = if backend.is_cpu() { memory_bandwidth() } else { device_bandwidth::<B>(device) };
     let mut runs = Vec::new();
     say!("memory: {:.1} GB/s, weights {:.1} MB", memory_bandwidth / 1e9, weight_bytes as f64 / 1e6)?;
     say!("| steps | batch | prompt | prefill tok/s | tok/s | evaluations/s | rounds/token | of memory rate |")?;
@@ -184,7 +187,10 @@ pub(crate) fn run<B: Backend>(
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         model: args.model.model.display().to_string(),
         adapter: args.model.adapter.as_ref().map(|path| path.display().to_string()),
-        weights: args.model.weights.map_or("stored".into(), |weights| weights.name()),
+        weights: args
+            .model
+            .weights
+            .map_or_else(|| if backend.is_cpu() { "stored".into() } else { "f32".into() }, |weights| weights.name()),
         kv_cache: args.model.cache_format().name(),
         decode: args.decode.mode_name(),
         diffusion: budgets.last().filter(|_| args.model.adapter.is_some()).map(|&budget| args.decode.diffusion(budget)),

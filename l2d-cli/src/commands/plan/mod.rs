@@ -87,7 +87,7 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind, device: &De
     let micro_batch = config.micro_batch_size.unwrap_or(config.batch_size).min(config.batch_size);
     let rows = precision::table(&lm, &config, backend, "f32");
     let lm_config = lm.config.clone();
-    let packed_bytes = lm.packed_bytes();
+    let packed_bytes = if lm.is_packed() { lm.weight_bytes() } else { 0 };
     let file = args.source.config.first().map_or(Path::new("the settings"), |file| file);
     let learner = Learner::new(lm, &config, file, backend, &mut ChaCha8Rng::seed_from_u64(config.seed))?;
     let parameters = Parameters::of(&learner, &lm_config, &config)?;

@@ -21,7 +21,7 @@ pub(crate) fn table<B: Backend>(lm: &Lm<B>, config: &TrainConfig, backend: Backe
             // The head is packed beside the table that embeds, be they one in the file or two.
             let embedding = if config.tie_word_embeddings { 0 } else { config.vocab_size * config.hidden_size };
             let packed = config.num_parameters() - embedding;
-            let bits = 8.0 * lm.packed_bytes() as f64 / packed as f64;
+            let bits = 8.0 * lm.weight_bytes() as f64 / packed as f64;
             format!("as its file stores it ({bits:.1} bits per packed weight); embeddings and norms {dense}")
         }
         _ => {
