@@ -17,8 +17,8 @@ macro_rules! conforms {
             pub(crate) type AB = super::Autodiff<B>;
             pub(crate) const CPU: bool = $cpu;
 
-            #[path = "beside_flex.rs"]
-            mod beside_flex;
+            #[path = "alike.rs"]
+            mod alike;
             #[path = "../../../l2d-infer/tests/parity/decode.rs"]
             mod decode;
             #[path = "../../../l2d-core/tests/parity/diffusion.rs"]
