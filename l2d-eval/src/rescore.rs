@@ -1,6 +1,7 @@
 //! Judging completions that were generated earlier: no model needed.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -65,6 +66,7 @@ pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::pa
         })
         .collect();
     let mut runs: Vec<Rescored> = Vec::new();
+    let mut places: HashMap<(usize, usize, usize), usize> = HashMap::new();
     let mut asked = BTreeSet::new();
     let mut changed = Vec::new();
     for judged in judged {
@@ -73,19 +75,23 @@ pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::pa
         if sample.scores != record.scores {
             changed.push(Record { scores: sample.scores.clone(), ..record.clone() });
         }
-        let same = |run: &&mut Rescored| run.settings.seed == record.seed && run.settings.generation == record.settings;
-        let run = match runs.iter_mut().find(same) {
-            Some(run) => run,
-            None => {
-                let settings =
-                    RunSettings { samples: 1, batch_size: 1, seed: record.seed, generation: record.settings.clone() };
-                let result = RunResult { samples: Vec::new(), interrupted: false };
-                runs.push(Rescored { settings, result });
-                runs.last_mut().expect("one was just pushed")
-            }
-        };
+        let same = |run: &Rescored| run.settings.seed == record.seed && run.settings.generation == record.settings;
+        let number = runs.iter().position(same).unwrap_or_else(|| {
+            let settings =
+                RunSettings { samples: 1, batch_size: 1, seed: record.seed, generation: record.settings.clone() };
+            runs.push(Rescored { settings, result: RunResult { samples: Vec::new(), interrupted: false } });
+            runs.len() - 1
+        });
+        let run = &mut runs[number];
         run.settings.samples = run.settings.samples.max(sample.sample + 1);
-        run.result.samples.push(sample);
+        // Of several answers to one sample, by an earlier version of the task, the last counts.
+        match places.entry((number, sample.row, sample.sample)) {
+            Entry::Occupied(place) => run.result.samples[*place.get()] = sample,
+            Entry::Vacant(place) => {
+                place.insert(run.result.samples.len());
+                run.result.samples.push(sample);
+            }
+        }
     }
     for run in &mut runs {
         run.result.samples.sort_by_key(|sample| (sample.row, sample.sample));

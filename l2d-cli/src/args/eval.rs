@@ -146,9 +146,9 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N", help_heading = "Rows")]
     pub(crate) ranks: Option<usize>,
 
-    /// This is one rank's part, whose results are nobody's to read.
+    /// The folder of the evaluation that this is one rank's part of; a part's results are nobody's to read.
     #[arg(skip)]
-    pub(crate) silent: bool,
+    pub(crate) part_of: Option<PathBuf>,
 }
 
 /// How answers are judged and shown.

@@ -61,6 +61,26 @@ impl BaseFingerprint {
     }
 }
 
+/// SHA-256 of some rows of every matrix and of all norms: unlike a [`BaseFingerprint`], which adapters carry and which must stay what it
+/// is, it differs whichever layers two models differ in.
+pub fn weights_digest<B: Backend>(lm: &Lm<B>) -> String {
+    const ROWS: usize = 4;
+    let mut hash = Sha256::new();
+    let mut add = |values: Vec<f32>| values.iter().for_each(|value| hash.update((value + 0.0).to_le_bytes()));
+    let ids: Vec<i32> = (0..lm.config.vocab_size.min(ROWS) as i32).collect();
+    add(host_values(lm.embed(Tensor::from_ints(ids.as_slice(), &lm.device()))));
+    add(host_values(lm.final_norm.weight.val()));
+    for block in &lm.blocks {
+        let attention = [&block.query, &block.key, &block.value, &block.output];
+        for linear in attention.into_iter().chain([&block.mlp.gate, &block.mlp.up, &block.mlp.down]) {
+            add(linear.first_rows(ROWS));
+        }
+        add(host_values(block.attention_norm.weight.val()));
+        add(host_values(block.mlp_norm.weight.val()));
+    }
+    hex(&hash.finalize())
+}
+
 /// What an adapter file says about itself.
 #[derive(Debug, Clone)]
 pub struct AdapterInfo {

@@ -14,7 +14,7 @@ mod tensor_file;
 
 pub use adapter::{
     AdapterInfo, BaseFingerprint, inspect_adapter, is_adapter, load_adapter, load_adapter_bytes, load_adapter_of,
-    save_adapter,
+    save_adapter, weights_digest,
 };
 pub use atomic::write_atomically;
 pub use gguf::GgufSource;

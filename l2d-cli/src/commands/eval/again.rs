@@ -1,6 +1,6 @@
 //! What is done with evaluations that were run: scoring again, putting parts together, comparing, and the list of tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use l2d_core::checkpoint::write_atomically;
@@ -55,12 +55,27 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), CliError> {
 
 /// The same; `again` where an earlier whole is replaced, of which the parts have become more.
 pub(super) fn put_together(args: &MergeArgs, again: bool) -> Result<(), CliError> {
-    for name in names(&args.parts[0], args.answers.tasks.as_deref())? {
+    let mut all = Vec::new();
+    for part in &args.parts {
+        all.extend(names(part, args.answers.tasks.as_deref())?);
+    }
+    all.sort_unstable();
+    all.dedup();
+    for name in all {
         let mut model: Option<Value> = None;
         let mut records: Vec<Record> = Vec::new();
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
-        for part in &args.parts {
+        let out = journal_in(&args.out, &name);
+        // What an earlier whole holds, of other settings or another number of ranks, stays.
+        let earlier = (again && out.exists()).then_some(&args.out);
+        for part in earlier.into_iter().chain(&args.parts) {
             let path = journal_in(part, &name);
+            if !path.exists() {
+                return Err(CliError::Usage(format!(
+                    "{} is not there: every part must hold every task, or name tasks with --tasks",
+                    path.display()
+                )));
+            }
             let of = description_in(part, file_name(&name))?;
             match (&model, of) {
                 (Some(first), Some(of)) if !same_model(first, &of) => {
@@ -94,7 +109,6 @@ pub(super) fn put_together(args: &MergeArgs, again: bool) -> Result<(), CliError
             }
         }
         std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-        let out = journal_in(&args.out, &name);
         if out.exists() && !again {
             return Err(CliError::Usage(format!(
                 "{} is there already: give an empty folder with --out",
@@ -108,8 +122,13 @@ pub(super) fn put_together(args: &MergeArgs, again: bool) -> Result<(), CliError
             }
             Ok(())
         })?;
-        let earlier = rows_in(&args.parts, file_name(&name));
-        score(&args.out, &args.answers, &name, model.unwrap_or_default(), earlier)?;
+        let rows = rows_in(&args.parts, file_name(&name));
+        score(&args.out, &args.answers, &name, model.unwrap_or_default(), rows).inspect_err(|_| {
+            // The same command, mended, must find the folder as it was.
+            if earlier.is_none() {
+                let _ = std::fs::remove_file(&out);
+            }
+        })?;
     }
     Ok(())
 }
@@ -228,6 +247,7 @@ pub(super) fn compare(args: &CompareArgs) -> Result<(), CliError> {
                         ))
                     })
                 };
+                asked_the_same(&name, first, second)?;
                 let difference = PairedDifference::of(of(first)?, of(second)?)?;
                 say!("{name} {metric}: {}", describe_difference(a, b, &difference))?;
                 compared += 1;
@@ -244,11 +264,31 @@ pub(super) fn compare(args: &CompareArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Rows are compared by number: they must be the same rows.
+fn asked_the_same(task: &str, first: &[Record], second: &[Record]) -> Result<(), CliError> {
+    let questions: BTreeMap<usize, &str> = first.iter().map(|record| (record.row, &*record.question)).collect();
+    match second.iter().find(|record| questions.get(&record.row).is_some_and(|asked| *asked != record.question)) {
+        None => Ok(()),
+        Some(record) => Err(CliError::Usage(format!(
+            "{task}: row {} is another question in the one than in the other: they were not asked of the same data",
+            record.row
+        ))),
+    }
+}
+
 /// The samples of a journal by the run they belong to.
 fn runs(path: &Path) -> Result<BTreeMap<String, Vec<Record>>, CliError> {
+    // Of several answers to one sample, by an earlier version of the task, the last counts.
+    let mut records: BTreeMap<(String, u64, usize, usize), Record> = BTreeMap::new();
+    for record in journal::read(path)? {
+        records.insert((record.settings.to_string(), record.seed, record.row, record.sample), record);
+    }
+    let settings: BTreeSet<&String> = records.keys().map(|(settings, ..)| settings).collect();
+    let numbers: BTreeMap<String, usize> =
+        settings.into_iter().enumerate().map(|(number, settings)| (settings.clone(), number + 1)).collect();
     let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     let mut runs: BTreeMap<String, Vec<Record>> = BTreeMap::new();
-    for record in journal::read(path)? {
+    for ((settings, ..), record) in records {
         let none = RunResult { samples: Vec::new(), interrupted: false };
         let label = label(&record.settings, &none);
         let guidance = label.guidance.map_or_else(String::new, |strength| format!(", guidance {strength}"));
@@ -257,7 +297,9 @@ fn runs(path: &Path) -> Result<BTreeMap<String, Vec<Record>>, CliError> {
         } else {
             "adaptive".into()
         };
-        let name = format!("{folder}/{} at {steps}{guidance}, seed {}", label.series, record.seed);
+        // Settings that no label shows (temperature, solver, shots) keep runs apart all the same.
+        let which = if numbers.len() > 1 { format!(", settings {}", numbers[&settings]) } else { String::new() };
+        let name = format!("{folder}/{} at {steps}{guidance}, seed {}{which}", label.series, record.seed);
         runs.entry(name).or_default().push(record);
     }
     Ok(runs)

@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter};
+use burn::tensor::backend::Backend;
+use l2d_core::checkpoint::{BaseFingerprint, inspect_adapter, weights_digest};
+use l2d_core::lm::Lm;
+use l2d_eval::journal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::again::SAMPLES;
 use crate::args::ModelArgs;
 use crate::error::CliError;
 use crate::hub::name_of;
@@ -20,12 +24,26 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn of(args: &ModelArgs, base: &BaseFingerprint, text: &Text, backend: String) -> Result<Self, CliError> {
+    pub(super) fn of<B: Backend>(args: &ModelArgs, lm: &Lm<B>, text: &Text, backend: String) -> Result<Self, CliError> {
         let template = text.template.as_ref().map(|template| template.source());
         let text = json!([text.tokenizer.to_json()?, template, text.stop_tokens]);
-        let mut key = json!({ "base": base, "text": sha256(text.to_string().as_bytes()), "backend": backend });
+        let mut key = json!({
+            "base": BaseFingerprint::of(lm),
+            // A merged LoRA or another finetune may leave all that the fingerprint looks at as it is.
+            "weights": weights_digest(lm),
+            "text": sha256(text.to_string().as_bytes()),
+            "backend": backend,
+            // Another version may decode otherwise.
+            "l2d": env!("CARGO_PKG_VERSION"),
+        });
+        if let Some(format) = args.weights {
+            key["format"] = format.name().into();
+        }
         let mut description = key.clone();
         description["name"] = name_of(&args.model).into();
+        if let Some(lora) = &args.lora {
+            description["lora"] = name_of(lora).into();
+        }
         if let Some(file) = &args.adapter {
             let bytes = std::fs::read(file).map_err(|e| CliError::io(file, e))?;
             key["adapter"] = sha256(&bytes).into();
@@ -37,7 +55,7 @@ impl Identity {
 
     /// Refuses to write over the results of another model or adapter.
     pub(super) fn check_owner(&self, folder: &Path, task: &str) -> Result<(), CliError> {
-        match description_in(folder, task)? {
+        match description_in(folder, task)?.or(journal_owner(folder, task)?) {
             Some(owner) if !same_model(&owner, &self.description) => Err(CliError::Usage(format!(
                 "{} holds the results of {}: give another folder with --out",
                 folder.join(format!("{task}.json")).display(),
@@ -52,15 +70,31 @@ impl Identity {
 pub(super) fn description_in(folder: &Path, task: &str) -> Result<Option<Value>, CliError> {
     let path = folder.join(format!("{task}.json"));
     match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(serde_json::from_str::<Value>(&text).unwrap_or_default()["model"].take())),
+        Ok(text) => {
+            match serde_json::from_str::<Value>(&text).ok().and_then(|mut report| Some(report.get_mut("model")?.take()))
+            {
+                Some(model) => Ok(Some(model)),
+                None => Err(CliError::Usage(format!("{} is no report of an evaluation: move it away", path.display()))),
+            }
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(CliError::io(&path, error)),
     }
 }
 
-/// Whether two descriptions are of one base and one adapter.
+/// The model that a journal's answers are of: a run that was killed early has no report yet.
+fn journal_owner(folder: &Path, task: &str) -> Result<Option<Value>, CliError> {
+    let path = folder.join(format!("{task}{SAMPLES}"));
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let last = journal::read(&path)?.pop();
+    Ok(last.map(|record| record.settings["model"].clone()).filter(Value::is_object))
+}
+
+/// Whether two descriptions are of one base, with the same weights, and one adapter.
 pub(super) fn same_model(a: &Value, b: &Value) -> bool {
-    ["base", "adapter"].iter().all(|part| {
+    ["base", "weights", "adapter"].iter().all(|part| {
         let content = |value: &Value| value.get("sha256").unwrap_or(value).clone();
         content(&a[*part]) == content(&b[*part])
     })

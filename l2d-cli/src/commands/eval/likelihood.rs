@@ -20,14 +20,16 @@ pub(super) struct ModelScorer<'a, B: Backend> {
 }
 
 impl<B: Backend> ModelScorer<'_, B> {
-    /// Context and options as tokens. As in lm-evaluation-harness an option's tokens are those of context and option
-    /// together, less as many as the context alone has: no special token is added, and what the two share at their border
-    /// belongs to the option.
+    /// Context and options as tokens. As in lm-evaluation-harness (0.4.13, `_encode_pair`) spaces at the context's end belong to the
+    /// option, the tokenizer adds what special tokens it adds by itself (Llama's beginning of a text), and an option's tokens are
+    /// those of context and option together, less as many as the context alone has.
     fn tokens(&self, question: &LikelihoodQuestion) -> Result<Vec<Continuations>, BoxError> {
-        let context = self.text.tokenizer.encode(&question.context, false)?;
+        let bare = question.context.trim_end();
+        let spaces = &question.context[bare.len()..];
+        let context = self.text.tokenizer.encode(bare, true)?;
         let mut groups: Vec<Continuations> = Vec::new();
         for option in &question.continuations {
-            let whole = self.text.tokenizer.encode(&format!("{}{option}", question.context), false)?;
+            let whole = self.text.tokenizer.encode(&format!("{bare}{spaces}{option}"), true)?;
             let (context, option) = whole.split_at(context.len().min(whole.len()));
             // Almost always all options share one context.
             match groups.last_mut().filter(|group| group.context == context) {

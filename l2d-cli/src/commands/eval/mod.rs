@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
-use l2d_core::checkpoint::{BaseFingerprint, Checkpoint};
+use l2d_core::checkpoint::Checkpoint;
 use l2d_core::cpu::CacheFormat;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation};
 use l2d_eval::plot::EvaluationsBar;
@@ -137,9 +137,12 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
     }
     let guide = model.guide(&args.decode)?;
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(device))?;
+    let identity = Identity::of(&args.model, model.lm(), &text, B::name(device))?;
     for task in &tasks {
         identity.check_owner(&args.out, task.name())?;
+        if let Some(whole) = &args.part_of {
+            identity.check_owner(whole, task.name())?;
+        }
     }
     let cancel = on_interrupt()?;
     let mut bars = Vec::new();
@@ -195,11 +198,11 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
                 // What was asked of which model, for whoever scores it.
                 outputs::write_json(&args.out, &report)?;
                 let journal = journal.path().display();
-                if !args.silent {
+                if args.part_of.is_none() {
                     say!("{}: {count} answers in {journal}; `l2d eval rescore` scores them", task.name())?;
                 }
             } else {
-                outputs::write(&args.out, &report, published.as_ref(), !args.silent)?;
+                outputs::write(&args.out, &report, published.as_ref(), args.part_of.is_none())?;
             }
         }
         if interrupted {
@@ -280,6 +283,11 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
     if args.decode.sampling() != SamplingParams::default() {
         return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
     }
+    args.scoring.profile.parse::<Profile>()?;
+    args.scoring.sandbox.parse::<l2d_sandbox::Mode>()?;
+    if args.batch_size == 0 {
+        return Err(CliError::Usage("--batch-size must be at least 1".into()));
+    }
     let published = published(&args.scoring)?;
     let mut tasks = Vec::new();
     for name in &args.tasks {
@@ -292,9 +300,12 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
     let asked = tasks.iter().map(|task| read(args, task)).collect::<Result<Vec<_>, _>>()?;
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
-    let identity = Identity::of(&args.model, &BaseFingerprint::of(model.lm()), &text, B::name(device))?;
+    let identity = Identity::of(&args.model, model.lm(), &text, B::name(device))?;
     for task in &tasks {
         identity.check_owner(&args.out, task.name())?;
+        if let Some(whole) = &args.part_of {
+            identity.check_owner(whole, task.name())?;
+        }
     }
     let cancel = on_interrupt()?;
     let mut scorer = ModelScorer {
@@ -318,7 +329,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, Profile::Harness, evaluation.counts(), hash, &files);
             let report = Report::new(described, identity.description.clone(), vec![(run, &result)]);
-            outputs::write(&args.out, &report, published.as_ref(), !args.silent)?;
+            outputs::write(&args.out, &report, published.as_ref(), args.part_of.is_none())?;
         }
         if result.interrupted {
             return Err(CliError::Interrupted);
@@ -329,6 +340,8 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
 
 /// `--write-out`: what would be asked, without the model's weights.
 fn write_out(args: &EvalArgs) -> Result<(), CliError> {
+    args.scoring.profile.parse::<Profile>()?;
+    args.scoring.sandbox.parse::<l2d_sandbox::Mode>()?;
     let text = Text::of(&Checkpoint::open(&args.model.model)?);
     for name in &args.tasks {
         let mut task = by_name(name, &Tools::default())?;

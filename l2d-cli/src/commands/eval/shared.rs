@@ -33,10 +33,16 @@ pub(super) fn run<B: Backend>(
             out: part(ranks.rank()),
             // Scored by the first rank, from all answers together. A log-likelihood is its own score.
             predict_only: !args.likelihood,
-            silent: true,
+            part_of: Some(args.out.clone()),
             ..args.clone()
         };
-        answer::<B>(&own, backend, device)
+        answer::<B>(&own, backend, device).map_err(|error| match error {
+            CliError::Eval(l2d_eval::Error::NoRows { task, .. }) => CliError::Usage(format!(
+                "{task}: rank {} has no row to ask: {count} ranks are more than there are rows; start fewer",
+                ranks.rank()
+            )),
+            other => other,
+        })
     };
     settle(ranks, own)?;
     let merged = match ranks.is_first() {
