@@ -417,3 +417,71 @@ fn strengths_of_guidance_are_compared_by_each_tasks_class() {
     let refused = eval(at, "out2", &["--adapter", &others, "--steps", "3", "--guidance", "2"]).assert().code(2);
     refused.stderr(contains("--class math: this adapter's classes are sums, products"));
 }
+
+/// Answers are those of a model, its weights and its settings, and are never taken for another's.
+#[test]
+fn answers_are_not_taken_for_anothers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 6);
+    let data = at.to_str().expect("text");
+    eval(at, "out", &[]).assert().success();
+    eval(at, "out", &[]).assert().success();
+    let resumed = |folder: &str| -> Vec<u64> {
+        let report = report(&at.join(folder), "arithmetic");
+        let runs = report["runs"].as_array().expect("runs").clone();
+        runs.iter().map(|run| run["resumed"].as_u64().expect("a number")).collect()
+    };
+    assert_eq!(resumed("out"), [6], "nothing has changed");
+    // Whatever changes an answer begins anew.
+    for flags in [["--temperature", "0.3"], ["--weights", "bf16"], ["--seed", "5"], ["--top-k", "2"]] {
+        let mut changed = eval(at, "out", &flags);
+        match flags {
+            // Rounded, it is another model.
+            ["--weights", _] => drop(changed.assert().code(2).stderr(contains("give another folder"))),
+            _ => {
+                changed.assert().success();
+                assert_eq!(resumed("out"), [0], "{flags:?}");
+            }
+        }
+    }
+
+    // A LoRA of the middle of the model alone, which no sample of its ends sees.
+    let mut train = l2d();
+    train.env("L2D_CACHE", at).args(["train", "--objective", "lora", "--steps", "3", "--batch-size", "4", "--model"]);
+    train.arg(tiny()).arg("--data").arg(at.join("test.jsonl")).arg("--out").arg(at.join("run"));
+    for setting in ["trainable=[\"*value*\"]", "lora_rank=2", "learning_rate=0.05", "warmup_steps=1"] {
+        train.args(["--set", setting]);
+    }
+    train.assert().success();
+    let lora = at.join("run/peft").display().to_string();
+    let other = eval(at, "out", &["--lora", &lora]).assert().code(2);
+    other.stderr(contains("arithmetic.json holds the results of").and(contains("give another folder with --out")));
+    // Neither where an early end left no report.
+    std::fs::remove_file(at.join("out/arithmetic.json")).expect("removed");
+    eval(at, "out", &["--lora", &lora]).assert().code(2).stderr(contains("give another folder"));
+    eval(at, "lora", &["--lora", &lora]).assert().success();
+    assert_eq!(resumed("lora"), [0]);
+
+    // Two settings in one folder are two runs to whoever compares.
+    eval(at, "one", &["--temperature", "0.3"]).assert().success();
+    let compared = on(at, "compare", &["out", "one"], &["--metric", "accuracy"]).assert().success();
+    let lines = String::from_utf8_lossy(&compared.get_output().stdout).into_owned();
+    assert_eq!(lines.trim().lines().count(), 4, "temperatures 1 and 0.3, top-k, and another seed: {lines}");
+    assert!(lines.contains("settings 1") && lines.contains("+0.0 points"), "{lines}");
+    on(at, "compare", &["out", "out"], &["--metric", "accuracy"]).assert().success();
+
+    // A merge that fails can be made good.
+    on(at, "merge", &["one"], &["--out", &format!("{data}/whole"), "--data", "/no/such/data"]).assert().failure();
+    on(at, "merge", &["one"], &["--out", &format!("{data}/whole"), "--data", data]).assert().success();
+    std::fs::write(at.join("one/arithmetic.json"), "[]").expect("written");
+    on(at, "rescore", &["one"], &["--data", data]).assert().code(2).stderr(contains("is no report of an evaluation"));
+    eval(at, "x", &["--write-out", "--profile", "nonsense"]).assert().failure().stderr(contains("nonsense"));
+
+    // The same rows by number, and other questions.
+    let path = at.join("lora/arithmetic.samples.jsonl");
+    let text = std::fs::read_to_string(&path).expect("read");
+    std::fs::write(&path, text.replace("\"question\":\"1", "\"question\":\"9")).expect("written");
+    let asked = on(at, "compare", &["out", "lora"], &["--metric", "accuracy"]).assert().code(2);
+    asked.stderr(contains("another question"));
+}

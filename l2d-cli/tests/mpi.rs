@@ -207,6 +207,26 @@ fn ranks_share_an_evaluation() {
     // Finished answers are found again.
     let output = on_ranks(3, &eval("three")).expect("there was an mpirun");
     assert!(output.status.success() && !said(&output).contains("is there already"), "{}", said(&output));
+    // What the folder held before stays, and so does whose it is.
+    let mut reseeded = eval("one");
+    let seeds = reseeded.iter().position(|argument| argument == "--seeds").expect("there");
+    reseeded[seeds + 1] = "5".into();
+    let output = on_ranks(2, &reseeded).expect("there was an mpirun");
+    assert!(output.status.success(), "{}", said(&output));
+    let journal = std::fs::read_to_string(at.join("one/arithmetic.samples.jsonl")).expect("written");
+    // An answer that was scored later has a second line.
+    let key = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("a record")["key"].to_string();
+    let keys: std::collections::BTreeSet<String> = journal.lines().map(key).collect();
+    assert_eq!(keys.len(), 3 * 7, "seeds 3 and 4, and now 5");
+    let mut few = eval("few");
+    few.extend(["--limit".to_owned(), "1".to_owned()]);
+    let output = on_ranks(2, &few).expect("there was an mpirun");
+    assert!(
+        !output.status.success() && said(&output).contains("2 ranks are more than there are rows"),
+        "{}",
+        said(&output)
+    );
+
     let mut sharded = eval("three");
     sharded.extend(["--shard".to_owned(), "1/2".to_owned()]);
     let output = on_ranks(2, &sharded).expect("there was an mpirun");

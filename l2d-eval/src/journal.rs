@@ -306,6 +306,20 @@ mod tests {
         };
         let base = key(1, "1+1?", r#"{"steps": 15, "temperature": 1.0}"#, 0, 0);
         assert_eq!(base, key(1, "1+1?", r#"{"temperature": 1.0, "steps": 15}"#, 0, 0));
+        // The parts that the closure above keeps.
+        let kept = |task: &str, limit, stop: &[String], seed| {
+            let settings = serde_json::from_str(r#"{"steps": 15, "temperature": 1.0}"#).unwrap();
+            sample_key(task, 1, &[Turn::user("1+1?")], limit, stop, &settings, seed, 0, 0)
+        };
+        assert_eq!(base, kept("gsm8k", 256, &[], 1));
+        for other in [
+            kept("math", 256, &[], 1),
+            kept("gsm8k", 255, &[], 1),
+            kept("gsm8k", 256, &["x".to_owned()], 1),
+            kept("gsm8k", 256, &[], 2),
+        ] {
+            assert_ne!(base, other);
+        }
         assert_eq!(base.len(), 32);
         for other in [
             key(2, "1+1?", r#"{"steps": 15, "temperature": 1.0}"#, 0, 0),
