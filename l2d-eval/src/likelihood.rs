@@ -175,6 +175,13 @@ impl<'t> LikelihoodEvaluation<'t> {
         };
         let mut asked = Vec::new();
         for row in chosen {
+            if task.inner.shots() > 0 && task.inner.leaves_out_shots() {
+                let asked = task.inner.problem(&rows[row])?.question;
+                if task.inner.shots_for(shot_rows, &rows[row])?.iter().any(|shot| shot.question == asked) {
+                    counts.shots += 1;
+                    continue;
+                }
+            }
             let question = task.likelihood(shot_rows, &rows[row])?;
             let question = question.ok_or_else(|| Error::NoLikelihood { task: task.inner.name().to_owned() })?;
             let origin = || rows[row].origin().to_owned();

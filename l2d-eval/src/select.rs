@@ -84,8 +84,8 @@ pub fn parse_rows(text: &str) -> Result<BTreeSet<usize>> {
             }
             Some((first, last)) => {
                 let (first, last) = (number(first)?, number(last)?);
-                // No split is larger; a range that is must not fill the memory.
-                if first > last || last - first > 100_000_000 {
+                // No split has a tenth of that; a range that has more must not fill the memory.
+                if first > last || last - first > 1_000_000 || rows.len() > 1_000_000 {
                     return Err(bad());
                 }
                 rows.extend(first..=last);

@@ -37,6 +37,13 @@ impl Value {
     }
 
     fn of_normal(s: &str) -> Self {
+        Self::nested(s, DEEPEST)
+    }
+
+    /// Lists in lists, down to `depth` of them: a completion may open as many brackets as it likes.
+    fn nested(s: &str, depth: usize) -> Self {
+        let Some(depth) = depth.checked_sub(1) else { return Self::Text(s.to_owned()) };
+        let within = |part: &str| Self::nested(part, depth);
         if let Some(number) = number(s) {
             return Self::Number(number);
         }
@@ -51,7 +58,7 @@ impl Value {
                     _ => Brackets::None,
                 };
                 if parts.len() > 1 || kind == Brackets::Set {
-                    return Self::List(kind, parts.into_iter().map(Self::of_normal).collect());
+                    return Self::List(kind, parts.into_iter().map(within).collect());
                 }
             }
         }
@@ -60,17 +67,18 @@ impl Value {
             && !after.contains(r"\pm")
             && !after.starts_with(|c: char| c.is_ascii_alphabetic())
         {
-            let of = |sign: &str| Self::of_normal(format!("{before}{sign}{after}").trim_start_matches('+'));
+            let of = |sign: &str| within(format!("{before}{sign}{after}").trim_start_matches('+'));
             return Self::List(Brackets::None, vec![of("+"), of("-")]);
         }
         match parts(s) {
-            Some(parts) if parts.len() > 1 => {
-                Self::List(Brackets::None, parts.into_iter().map(Self::of_normal).collect())
-            }
+            Some(parts) if parts.len() > 1 => Self::List(Brackets::None, parts.into_iter().map(within).collect()),
             _ => Self::Text(s.to_owned()),
         }
     }
 }
+
+/// Lists in lists that are read as such.
+const DEEPEST: usize = 32;
 
 /// Stands for `\sqrt[` while the published procedure, which takes the bracket for what is under the root, is at work.
 const INDEXED_ROOT: &str = "\u{1}[";
@@ -331,6 +339,8 @@ mod tests {
             let text = piece.repeat(390 / piece.len());
             same(&text, "x");
         }
+        // Far deeper than a stack.
+        same(&format!("{}1{}", "(1,".repeat(20_000), ")".repeat(20_000)), "1");
         for tower in ["9^{9^{9^{9}}}", "9!!!!!!", r"\sqrt[9]{9^{9^9}}", "(9^{299})^{299}"] {
             same(tower, "1");
         }

@@ -3,6 +3,7 @@
 use regex::Regex;
 
 use crate::error::{Error, Result};
+use crate::extract::until;
 use crate::rows::{DataSet, Row};
 use crate::task::{LikelihoodQuestion, Metric, Problem, Profile, Score, Scores, Task};
 
@@ -166,7 +167,7 @@ impl Task for MultipleChoice {
         Ok(Scores::from([
             ("accuracy".to_owned(), judged(first_letter(&problem.labels, completion))),
             ("strict".to_owned(), judged(letter_alone(&problem.labels, completion))),
-            ("stated".to_owned(), judged(stated_letter(&problem.labels, completion))),
+            ("stated".to_owned(), judged(stated_letter(&problem.labels, until(completion, &["Question:"])))),
         ]))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::error::Result;
-use crate::extract::canonical_number;
+use crate::extract::{canonical_number, until};
 use crate::rows::{DataSet, Row};
 use crate::task::{Metric, Problem, Profile, Score, Scores, Task, class};
 
@@ -103,8 +103,9 @@ impl Task for Gsm8k {
         let accuracy = found.and_then(canonical_number);
         let paper = found.map(without_commas);
         let target = harness_text(&problem.solution);
-        let strict = found.map(harness_text);
-        let flexible = last_number(completion).map(harness_text);
+        let harness = until(completion, HARNESS_STOPS);
+        let strict = first_marked(harness).map(harness_text);
+        let flexible = last_number(harness).map(harness_text);
         Ok(Scores::from([
             ("accuracy".to_owned(), judged(accuracy, &number)),
             ("strict".to_owned(), judged(strict, &target)),
@@ -113,6 +114,9 @@ impl Task for Gsm8k {
         ]))
     }
 }
+
+/// Where lm-evaluation-harness ends a completion (gsm8k.yaml).
+const HARNESS_STOPS: &[&str] = &["Question:", "</s>", "<|im_end|>"];
 
 fn judged(extracted: Option<String>, expected: &str) -> Score {
     let correct = extracted.as_deref() == Some(expected);

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::error::{Error, Result};
+use crate::extract::until;
 use crate::latex::{
     Boxed, Units, Value, last_boxed, minerva_answer, minerva_equal, minerva_normal, normalise, same_value,
     without_commas, without_subscript_braces,
@@ -129,13 +130,15 @@ impl Task for Math {
         let correct = matches!((&paper_expected, &paper_found), (Some(a), Some(b)) if a.equals(b));
         let paper = Score { extracted: paper_found.map(|found| found.text()), correct };
 
-        let found = minerva_answer(completion);
+        // Where lm-evaluation-harness ends a completion (both its MATH tasks).
+        let ended = until(completion, &["Problem:"]);
+        let found = minerva_answer(ended);
         let boxed = last_boxed(&problem.solution).map_or("", Boxed::inner);
         let normal = minerva_normal(&found);
         let correct = minerva_equal(&normal, &minerva_normal(boxed));
         let minerva = Score { extracted: (found != "[invalidanswer]").then_some(normal), correct };
 
-        let whole = between_dollars(completion);
+        let whole = between_dollars(ended);
         let harness = Score { extracted: Some(whole.to_owned()), correct: hendrycks(whole, expected) };
         Ok(Scores::from([
             ("accuracy".to_owned(), exact),
