@@ -1,67 +1,32 @@
 //! Several ranks train as one does: the same losses and weights for the same batch, whoever computes which part of it; and what
 //! happens to one happens to all.
 
+#[path = "common/trainee.rs"]
+mod trainee;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::AutodiffModule;
-use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::Lm;
-use l2d_core::parameters::{trainable, trained_parameters};
+use l2d_core::parameters::trained_parameters;
 use l2d_testkit::models::golden_lm;
 use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
 use l2d_train::data::{Batch, Example};
-use l2d_train::objective::{DrawSettings, add_lora};
+use l2d_train::objective::add_lora;
 use l2d_train::optimiser::NamedGradients;
 use l2d_train::ranks::{Alone, Ranks, Threads};
 use l2d_train::{
-    EngineSettings, L2dEngine, L2dTask, LmEngine, LmTask, NoEvaluator, Observer, Outcome, RunDir, StepReport, Storage,
-    Task, TrainConfig, TrainError, Trained, train_together,
+    EngineSettings, LmEngine, LmTask, NoEvaluator, Observer, Outcome, RunDir, StepReport, Storage, Task, TrainConfig,
+    TrainError, Trained, train_together,
 };
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-
-fn examples(count: usize, seed: u64) -> Vec<Example> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..count)
-        .map(|conversation| {
-            let length = rng.random_range(4..14);
-            let tokens = (0..length).map(|_| rng.random_range(0..300)).collect();
-            Example { tokens, prompt: rng.random_range(1..length), class: None, conversation }
-        })
-        .collect()
-}
+use trainee::{examples, fresh, task};
 
 fn config() -> TrainConfig {
-    TrainConfig {
-        steps: Some(8),
-        batch_size: 5,
-        learning_rate: 3e-3,
-        warmup_steps: 3,
-        validate_every: 4,
-        checkpoint_every: 3,
-        diffusion: RawDiffusionConfig {
-            dim: 8,
-            conditioning: 8,
-            time_features: 8,
-            variant: Variant::Lora { rank: 2, alpha: 2.0 },
-            ..Default::default()
-        },
-        ..Default::default()
-    }
-}
-
-fn task() -> L2dTask<AB> {
-    let lm = golden_lm::<B>("base_llama", &Default::default());
-    L2dTask::new(L2dEngine::new(lm, EngineSettings::default()), DrawSettings::default())
-}
-
-fn path(config: &TrainConfig) -> DiffusionPath<AB> {
-    let lm = golden_lm::<B>("base_llama", &Default::default());
-    let checked = config.diffusion.clone().check(Path::new("test")).expect("valid");
-    let path: DiffusionPath<B> = DiffusionPath::init(&lm, &checked, &mut ChaCha8Rng::seed_from_u64(config.seed));
-    trainable(AutodiffModule::from_inner(path))
+    TrainConfig { steps: Some(8), ..trainee::config() }
 }
 
 /// Remembers losses, and may press Ctrl-C or fall over after an update.
@@ -178,7 +143,7 @@ fn the_diffusion_path_is_trained_alike() {
     let config = config();
     same_with_any_number_of_ranks(|ranks| {
         let mut seen = Seen::default();
-        let found = rank(&task(), path(&config), &config, None, &mut seen, &AtomicBool::new(false), ranks);
+        let found = rank(&task(), fresh(&config), &config, None, &mut seen, &AtomicBool::new(false), ranks);
         trail(found, seen)
     });
 }
@@ -203,7 +168,7 @@ fn summed_gradients_are_those_of_the_whole_batch() {
     let gradients = |places: Vec<usize>| -> NamedGradients<B> {
         let picked: Vec<&Example> = places.iter().map(|&place| &examples[place]).collect();
         let mut rngs: Vec<ChaCha8Rng> = places.iter().map(|&place| ChaCha8Rng::seed_from_u64(place as u64)).collect();
-        task().gradients(&path(&config), &Batch::new(&picked, None), &mut rngs).1
+        task().gradients(&fresh(&config), &Batch::new(&picked, None), &mut rngs).1
     };
     let whole = gradients((0..6).collect());
     let summed = on_all(2, |ranks| {
@@ -211,7 +176,7 @@ fn summed_gradients_are_those_of_the_whole_batch() {
         own.sum_over(ranks).expect("both are there");
         own
     });
-    let names: Vec<String> = trained_parameters(&path(&config)).into_iter().map(|tensor| tensor.name).collect();
+    let names: Vec<String> = trained_parameters(&fresh(&config)).into_iter().map(|tensor| tensor.name).collect();
     let mut compared = 0;
     for name in names {
         let Some(expected) = whole.get(&name) else { continue };
@@ -235,7 +200,7 @@ fn all_stop_when_one_is_told_to_and_any_number_go_on() {
     let folder = tempfile::tempdir().expect("a folder");
     let whole = on_all(2, |ranks| {
         let mut seen = Seen::default();
-        let found = rank(&task(), path(&config), &config, None, &mut seen, &AtomicBool::new(false), ranks);
+        let found = rank(&task(), fresh(&config), &config, None, &mut seen, &AtomicBool::new(false), ranks);
         trail(found, seen)
     });
     let whole = whole[0].clone().expect("no panic");
@@ -244,7 +209,7 @@ fn all_stop_when_one_is_told_to_and_any_number_go_on() {
         // The one that writes nothing.
         let stop = (ranks.rank() == 1).then_some((5, &cancel));
         let mut seen = Seen { stop, ..Seen::default() };
-        let found = rank(&task(), path(&config), &config, Some((folder.path(), false)), &mut seen, &cancel, ranks);
+        let found = rank(&task(), fresh(&config), &config, Some((folder.path(), false)), &mut seen, &cancel, ranks);
         found.map(|trained| (trained.outcome, trained.steps)).map_err(|error| error.to_string())
     });
     for found in stopped {
@@ -256,7 +221,7 @@ fn all_stop_when_one_is_told_to_and_any_number_go_on() {
     let resume = |folder: &Path, ranks: &dyn Ranks| {
         let mut seen = Seen::default();
         let found =
-            rank(&task(), path(&config), &config, Some((folder, true)), &mut seen, &AtomicBool::new(false), ranks);
+            rank(&task(), fresh(&config), &config, Some((folder, true)), &mut seen, &AtomicBool::new(false), ranks);
         trail(found, seen)
     };
     for found in on_all(2, |ranks| resume(folder.path(), ranks)) {
@@ -275,7 +240,7 @@ fn the_death_of_one_ends_all_and_leaves_a_checkpoint() {
         let mut seen = Seen { die_after: (ranks.rank() == 2).then_some(7), ..Seen::default() };
         let found = rank(
             &task(),
-            path(&config),
+            fresh(&config),
             &config,
             Some((folder.path(), false)),
             &mut seen,
@@ -295,7 +260,7 @@ fn the_death_of_one_ends_all_and_leaves_a_checkpoint() {
     drop(dir);
     let mut seen = Seen::default();
     let found =
-        rank(&task(), path(&config), &config, Some((folder.path(), true)), &mut seen, &AtomicBool::new(false), &Alone);
+        rank(&task(), fresh(&config), &config, Some((folder.path(), true)), &mut seen, &AtomicBool::new(false), &Alone);
     assert_eq!(trail(found, seen).0.len(), 2, "updates 7 and 8");
 }
 
@@ -308,7 +273,7 @@ fn unequal_ranks_are_refused_by_name() {
                 change(&mut config);
             }
             let task = task();
-            let model = path(&config);
+            let model = fresh(&config);
             rank(&task, model, &config, None, &mut Seen::default(), &AtomicBool::new(false), ranks)
                 .map(drop)
                 .expect_err("unequal")
@@ -327,7 +292,7 @@ fn unequal_ranks_are_refused_by_name() {
 #[test]
 fn a_batch_is_not_shared_by_more_ranks_than_it_has_sequences() {
     let found = on_all(6, |ranks| {
-        rank(&task(), path(&config()), &config(), None, &mut Seen::default(), &AtomicBool::new(false), ranks)
+        rank(&task(), fresh(&config()), &config(), None, &mut Seen::default(), &AtomicBool::new(false), ranks)
             .map(drop)
             .expect_err("too many")
             .to_string()

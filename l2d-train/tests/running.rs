@@ -1,69 +1,26 @@
 //! Laws of a run that goes on for days: what is damaged is noticed, what ends early ends for a reason, what is averaged,
 //! frozen or generated comes back after an interruption.
 
+#[path = "common/trainee.rs"]
+mod trainee;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::module::AutodiffModule;
-use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
+use l2d_core::diffusion::DiffusionPath;
 use l2d_core::lm::HostTensor;
-use l2d_core::parameters::{parameters, trainable};
-use l2d_testkit::models::golden_lm;
-use l2d_testkit::{TestAutodiff as AB, TestBackend as B};
-use l2d_train::data::Example;
-use l2d_train::objective::DrawSettings;
+use l2d_core::parameters::parameters;
+use l2d_testkit::TestAutodiff as AB;
 use l2d_train::{
-    BestBy, EngineSettings, Evaluator, GenerateConfig, GenerationReport, GenerationScore, L2dEngine, L2dTask, Observer,
-    Outcome, RunDir, StepReport, Storage, Task, TrainConfig, TrainError, Trained, ValidationReport, train_and_generate,
+    BestBy, Evaluator, GenerateConfig, GenerationReport, GenerationScore, Observer, Outcome, RunDir, StepReport,
+    Storage, Task, TrainConfig, TrainError, Trained, ValidationReport, train_and_generate,
 };
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+
+use trainee::{config, examples, fresh, task};
 
 type Trainee = DiffusionPath<AB>;
-
-fn examples(count: usize, seed: u64) -> Vec<Example> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..count)
-        .map(|conversation| {
-            let length = rng.random_range(4..14);
-            let tokens = (0..length).map(|_| rng.random_range(0..300)).collect();
-            Example { tokens, prompt: rng.random_range(1..length), class: None, conversation }
-        })
-        .collect()
-}
-
-fn config() -> TrainConfig {
-    TrainConfig {
-        steps: Some(12),
-        batch_size: 5,
-        learning_rate: 3e-3,
-        warmup_steps: 3,
-        validate_every: 4,
-        checkpoint_every: 3,
-        diffusion: RawDiffusionConfig {
-            dim: 8,
-            conditioning: 8,
-            time_features: 8,
-            variant: Variant::Lora { rank: 2, alpha: 2.0 },
-            ..Default::default()
-        },
-        ..Default::default()
-    }
-}
-
-fn task() -> L2dTask<AB> {
-    let lm = golden_lm::<B>("base_llama", &Default::default());
-    L2dTask::new(L2dEngine::new(lm, EngineSettings::default()), DrawSettings::default())
-}
-
-fn fresh(config: &TrainConfig) -> Trainee {
-    let lm = golden_lm::<B>("base_llama", &Default::default());
-    let checked = config.diffusion.clone().check(Path::new("test")).expect("valid");
-    let path: DiffusionPath<B> = DiffusionPath::init(&lm, &checked, &mut ChaCha8Rng::seed_from_u64(config.seed));
-    trainable(AutodiffModule::from_inner(path))
-}
 
 /// Remembers everything, and may ask for the end after an update.
 struct Seen<'a> {
