@@ -1,6 +1,9 @@
 //! Programs: finding them in a completion, and running them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
 
 use crate::error::{BoxError, Error, Result};
 use crate::task::{CodeTests, Score};
@@ -21,6 +24,9 @@ pub trait CodeRunner: Send + Sync {
     /// # Errors
     /// Where it could not be run at all. That it fails is a verdict and no error.
     fn run(&self, program: &str) -> Result<CodeVerdict, BoxError>;
+
+    /// What tells its verdicts from those of another: the kind of sandbox, its limits, the Python. Kept with every verdict.
+    fn identity(&self) -> String;
 }
 
 /// What tasks need beside rows.
@@ -67,15 +73,16 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// The program that a completion means, however it is wrapped: a fenced block if there is one, the function's body or the
-/// whole function, with what stands before the function in the head.
+/// The program that a completion means, however it is wrapped: the rest of the function's body after its head, or the whole
+/// function with what stands before it in the head; out of a fenced block, or up to the fence that ends it.
 pub(crate) fn meant(tests: &CodeTests, completion: &str) -> String {
     let code = unfenced(completion, tests.entry_point.as_deref());
     let Some(entry_point) = &tests.entry_point else { return format!("{code}\n{}", tests.checks) };
-    let head = match definition(code, entry_point) {
-        // The whole function: of the head only what it stands on, imports and helpers.
-        Some(_) => &tests.head[..definition(&tests.head, entry_point).unwrap_or(0)],
-        None => &tests.head,
+    let whole = !goes_on(&code) && definition(&code, entry_point).is_some();
+    let head = match whole {
+        // Of the head only what the function stands on, imports and helpers.
+        true => &tests.head[..definition(&tests.head, entry_point).unwrap_or(0)],
+        false => &tests.head,
     };
     format!("{head}{code}\n{}", tests.checks)
 }
@@ -118,29 +125,59 @@ fn definition(code: &str, name: &str) -> Option<usize> {
     None
 }
 
-/// The code of a completion. Of several fenced blocks the first that defines the function, else the first. A completion that
-/// goes on with a body ends at its first fence.
-fn unfenced<'a>(completion: &'a str, entry_point: Option<&str>) -> &'a str {
-    const FENCE: &str = "```";
-    let Some(first) = completion.find(FENCE) else { return completion };
+/// Whether a completion goes on with the body of a function: its first line of code is indented.
+fn goes_on(completion: &str) -> bool {
+    let code = completion.lines().find(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    code.is_some_and(|line| line.starts_with([' ', '\t']))
+}
+
+/// Whether a line of a text begins a definition or an import: it is a program then, and no prose.
+fn is_program(text: &str) -> bool {
+    text.lines().any(|line| {
+        let import = line.strip_prefix("from ").is_some_and(|rest| rest.contains(" import "));
+        let class = line.starts_with("class ") && line.trim_end().ends_with(':');
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("def ");
+        import || class || line.starts_with("import ") || function.is_some_and(|rest| rest.contains('('))
+    })
+}
+
+/// The code of a completion. What begins as a program ends at the first fence: the prompt had opened it, or nothing had. Else
+/// it is in a fenced block: of several the first that defines the function, else the first that is a program, else the first.
+fn unfenced<'a>(completion: &'a str, entry_point: Option<&str>) -> Cow<'a, str> {
+    let (blocks, first) = fenced(completion);
+    let Some(first) = first else { return Cow::Borrowed(completion) };
     let before = &completion[..first];
-    let goes_on = entry_point.is_some() && before.lines().next().is_some_and(|line| line.starts_with([' ', '\t']));
-    if goes_on {
-        return before;
+    let defines = |code: &str| entry_point.is_some_and(|name| definition(code, name).is_some());
+    let begun = match entry_point {
+        Some(_) => goes_on(before) || defines(before),
+        None => is_program(before),
+    };
+    if begun {
+        return Cow::Borrowed(before);
     }
-    let mut blocks = Vec::new();
-    let mut rest = completion;
-    while let Some(open) = rest.find(FENCE) {
-        let after = &rest[open + FENCE.len()..];
-        // The language's name fills the rest of the line.
-        let Some(line) = after.find('\n') else { break };
-        let body = &after[line + 1..];
-        let close = body.find(FENCE).unwrap_or(body.len());
-        blocks.push(&body[..close]);
-        rest = body.get(close + FENCE.len()..).unwrap_or_default();
+    let defining = blocks.iter().position(|block| defines(block));
+    let chosen = defining.or_else(|| blocks.iter().position(|block| is_program(block))).unwrap_or(0);
+    Cow::Owned(blocks.into_iter().nth(chosen).unwrap_or_default())
+}
+
+/// The fenced blocks of a text as CommonMark has them, and where the first fence is.
+fn fenced(text: &str) -> (Vec<String>, Option<usize>) {
+    let mut blocks: Vec<String> = Vec::new();
+    let mut first = None;
+    let mut inside = false;
+    for (event, range) in Parser::new(text).into_offset_iter() {
+        match event {
+            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(_))) => {
+                first.get_or_insert(range.start);
+                blocks.push(String::new());
+                inside = true;
+            }
+            Event::End(TagEnd::CodeBlock) => inside = false,
+            Event::Text(text) if inside => blocks.iter_mut().last().into_iter().for_each(|block| block.push_str(&text)),
+            _ => {}
+        }
     }
-    let defines = |block: &&&str| entry_point.is_some_and(|name| definition(block, name).is_some());
-    blocks.iter().find(defines).or(blocks.first()).copied().unwrap_or(completion)
+    (blocks, first)
 }
 
 #[cfg(test)]
@@ -159,6 +196,10 @@ mod tests {
     fn a_program_is_found_however_it_is_wrapped() {
         let whole = "import math\n\ndef f(x):\n    return x + 1\n\nassert f(1) == 2";
         let body = "import math\n\ndef f(x):\n    \"\"\"Doc.\"\"\"\n    return x + 1\n\nassert f(1) == 2";
+        let again = body.replace("\nassert", "\ndef f(x):\n    return x + 1\n\nassert");
+        let commented = body.replace("    return", "# Add one.\n    return");
+        let blank = body.replace("    return", "\n    return");
+        let fence_in_text = body.replace("x + 1", "len('\\\n    ```\\\n')");
         for (completion, expected) in [
             ("    return x + 1\n", body),
             ("    return x + 1\n```\nThis adds one.\n```python\nf(2)\n```", body),
@@ -167,6 +208,14 @@ mod tests {
             ("```\nprint(f(1))\n```\nwith\n```py\ndef f(x):\n    return x + 1\n```", whole),
             ("```python\n    return x + 1\n```", body),
             ("```python\ndef f(x):\n    return x + 1\n", whole),
+            ("~~~\ndef f(x):\n    return x + 1\n~~~\n", whole),
+            ("1. Write:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```\n2. Call it.", whole),
+            // The fence that closes was opened in the prompt, or never.
+            ("def f(x):\n    return x + 1\n```\nThis adds one.", whole),
+            ("\n    return x + 1\n```\n", &blank),
+            ("# Add one.\n    return x + 1\n```\n", &commented),
+            ("    return x + 1\n\ndef f(x):\n    return x + 1\n", &again),
+            ("    return len('\\\n    ```\\\n')\n", &fence_in_text),
         ] {
             assert_eq!(meant(&tests(), completion), expected, "{completion}");
         }
@@ -177,7 +226,9 @@ mod tests {
         let tests = CodeTests { head: String::new(), entry_point: None, checks: "check".to_owned() };
         assert_eq!(meant(&tests, "x\n```python\na = 1\n```"), "a = 1\n\ncheck");
         assert_eq!(meant(&tests, "a = 1"), "a = 1\ncheck");
-        assert_eq!(meant(&tests, "```"), "```\ncheck");
+        assert_eq!(meant(&tests, "def f(x):\n    return a\n```\nDone."), "def f(x):\n    return a\n\ncheck");
+        assert_eq!(meant(&tests, "```\npip install a\n```\n```\nimport a\n```"), "import a\n\ncheck");
+        assert_eq!(meant(&tests, "```"), "\ncheck");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub struct Record {
     /// How it was judged when it was written; empty where it was not. Judged anew when it is read, unless that runs
     /// programs.
     pub scores: Scores,
+    /// What ran its programs for those scores, [`crate::Task::judge`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
     /// Log-likelihoods of the options, in nats, where they were what was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub likelihoods: Option<Vec<f64>>,
@@ -240,6 +243,7 @@ mod tests {
                 along: Vec::new(),
             },
             scores: Scores::new(),
+            judge: None,
             likelihoods: None,
             seconds: 0.25,
         }

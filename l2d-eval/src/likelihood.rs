@@ -171,6 +171,7 @@ impl<'t> LikelihoodEvaluation<'t> {
             in_split: rows.len(),
             official: task.official_rows(),
             rows: chosen.len(),
+            shard: selection.shard,
             ..RowCounts::default()
         };
         let mut asked = Vec::new();
@@ -325,6 +326,7 @@ impl<'t> LikelihoodEvaluation<'t> {
                 along: Vec::new(),
             },
             scores,
+            judge: None,
             likelihoods: Some(likelihoods),
             seconds,
         })

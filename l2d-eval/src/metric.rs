@@ -3,7 +3,7 @@
 //! Several samples of one question are not independent, so everything is clustered by question (Miller 2024, arXiv
 //! 2411.00640).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +176,18 @@ pub struct PairedDifference {
 }
 
 impl PairedDifference {
+    /// Compares two runs on the questions that both answered; `None` where there are none.
+    pub fn of_common(
+        first: impl IntoIterator<Item = Judged>,
+        second: impl IntoIterator<Item = Judged>,
+    ) -> Option<PairedDifference> {
+        let (first, second): (Vec<Judged>, Vec<Judged>) = (first.into_iter().collect(), second.into_iter().collect());
+        let asked = |judged: &[Judged]| judged.iter().map(|judged| judged.question).collect::<BTreeSet<usize>>();
+        let (in_first, in_second) = (asked(&first), asked(&second));
+        let both = |judged: &Judged| in_first.contains(&judged.question) && in_second.contains(&judged.question);
+        Self::of(first.into_iter().filter(both), second.into_iter().filter(both)).ok()
+    }
+
     /// Compares two runs question by question.
     ///
     /// # Errors

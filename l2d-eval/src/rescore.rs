@@ -65,6 +65,7 @@ pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::pa
             Ok((record, Sample { row, sample, completion, scores, along, seconds, resumed: true }))
         })
         .collect();
+    let judge_now = task.judge();
     let mut runs: Vec<Rescored> = Vec::new();
     let mut places: HashMap<(usize, usize, usize), usize> = HashMap::new();
     let mut asked = BTreeSet::new();
@@ -72,8 +73,8 @@ pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::pa
     for judged in judged {
         let (record, sample) = judged?;
         asked.insert(sample.row);
-        if sample.scores != record.scores {
-            changed.push(Record { scores: sample.scores.clone(), ..record.clone() });
+        if sample.scores != record.scores || judge_now != record.judge {
+            changed.push(Record { scores: sample.scores.clone(), judge: judge_now.clone(), ..record.clone() });
         }
         let same = |run: &Rescored| run.settings.seed == record.seed && run.settings.generation == record.settings;
         let number = runs.iter().position(same).unwrap_or_else(|| {
@@ -95,8 +96,9 @@ pub fn rescore(task: &dyn Task, rows: &[Row], records: &[Record], path: &std::pa
     }
     for run in &mut runs {
         run.result.samples.sort_by_key(|sample| (sample.row, sample.sample));
-        // A run that was called off, or a part of a split's: some questions have fewer samples than others.
-        run.result.interrupted = run.result.samples.len() != asked.len() * run.settings.samples;
+        // A journal does not say which rows a run was to ask; that some have fewer samples than others says that it was stopped.
+        let questions: BTreeSet<usize> = run.result.samples.iter().map(|sample| sample.row).collect();
+        run.result.interrupted = run.result.samples.len() != questions.len() * run.settings.samples;
     }
     let counts = RowCounts {
         in_split: rows.len(),

@@ -14,8 +14,8 @@ use crate::generate::{Completion, FinishReason, GenerateRequest, Generator};
 use crate::journal::{Journal, Record, hash, sample_key};
 use crate::metric::{Judged, Proportion};
 use crate::rows::Row;
-use crate::select::Selection;
-use crate::task::{Problem, Scores, Task, Turn};
+use crate::select::{Selection, Shard};
+use crate::task::{Problem, Profile, Scores, Task, Turn};
 
 /// Which prompts are short enough.
 pub struct LengthLimit<'a> {
@@ -91,6 +91,9 @@ pub struct RowCounts {
     pub without_answer: usize,
     /// Rows that are asked.
     pub questions: usize,
+    /// Which part of the split it is, where it was shared out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
 }
 
 #[derive(Debug, Clone)]
@@ -150,7 +153,7 @@ pub trait Progress {
         let _ = (total, resumed);
     }
 
-    /// A batch is finished. `so_far` is the first metric over all finished samples, `None` where they are judged later.
+    /// A batch is finished. `so_far` is the metric to quote over all finished samples, `None` where they are judged later.
     fn batch(&mut self, finished: &[Sample], so_far: Option<Proportion>) {
         let _ = (finished, so_far);
     }
@@ -164,6 +167,8 @@ pub struct Evaluation<'t> {
     questions: Vec<Question>,
     counts: RowCounts,
     prompt_hash: String,
+    /// The metric that progress is shown by.
+    headline: String,
 }
 
 impl<'t> Evaluation<'t> {
@@ -185,6 +190,7 @@ impl<'t> Evaluation<'t> {
             in_split: rows.len(),
             official: task.official_rows(),
             rows: chosen.len(),
+            shard: selection.shard,
             ..RowCounts::default()
         };
         let mut questions = Vec::new();
@@ -244,7 +250,12 @@ impl<'t> Evaluation<'t> {
         }
         let prompts: Vec<&[Turn]> = questions.iter().map(|question| question.turns.as_slice()).collect();
         let prompt_hash = hash(&serde_json::to_vec(&prompts)?);
-        Ok(Self { task, questions, counts, prompt_hash })
+        Ok(Self { task, questions, counts, prompt_hash, headline: task.metrics()[0].name.clone().into_owned() })
+    }
+
+    /// The same, its progress shown by the metric that `profile` quotes instead of the task's first.
+    pub fn quoting(self, profile: Profile) -> Self {
+        Self { headline: self.task.headline(profile).to_owned(), ..self }
     }
 
     /// The task.
@@ -296,7 +307,11 @@ impl<'t> Evaluation<'t> {
                 }
             }
         }
-        let mut samples = self.resume(finished, scoring)?;
+        let (mut samples, judged_anew): (Vec<_>, Vec<_>) = self.resume(finished, scoring)?.into_iter().unzip();
+        let judged_anew: Vec<Record> = judged_anew.into_iter().flatten().collect();
+        if let Some(journal) = journal.as_deref_mut().filter(|_| !judged_anew.is_empty()) {
+            journal.append(&judged_anew)?;
+        }
         open.sort_by_key(|(question, sample, _)| (question.group, Reverse(question.length), question.row, *sample));
         progress.begin(samples.len() + open.len(), samples.len());
 
@@ -345,13 +360,16 @@ impl<'t> Evaluation<'t> {
         Ok(RunResult { samples, interrupted })
     }
 
-    /// Samples of the journal, judged anew; where judging is costly and was done, as they were judged.
-    fn resume(&self, finished: Vec<(&Question, Record)>, scoring: Scoring) -> Result<Vec<Sample>> {
+    /// Samples of the journal, judged anew; where judging is costly and was done by the judge there is now, as they were judged.
+    /// Beside a sample its record, where a costly judgement is to be kept.
+    fn resume(&self, finished: Vec<(&Question, Record)>, scoring: Scoring) -> Result<Vec<(Sample, Option<Record>)>> {
+        let (costly, judge) = (self.task.scoring_is_costly(), self.task.judge());
         finished
             .into_par_iter()
             .map(|(question, record)| {
-                if self.task.scoring_is_costly() && !record.scores.is_empty() && record.completion.along.is_empty() {
-                    return Ok(Sample {
+                let judged = !record.scores.is_empty() && (scoring == Scoring::Later || record.judge == judge);
+                if costly && judged && record.completion.along.is_empty() {
+                    let sample = Sample {
                         row: record.row,
                         sample: record.sample,
                         completion: record.completion,
@@ -359,10 +377,13 @@ impl<'t> Evaluation<'t> {
                         along: Vec::new(),
                         seconds: record.seconds,
                         resumed: true,
-                    });
+                    };
+                    return Ok((sample, None));
                 }
-                let sample = self.judge(question, record.sample, record.completion, record.seconds, scoring)?;
-                Ok(Sample { resumed: true, ..sample })
+                let sample = self.judge(question, record.sample, record.completion.clone(), record.seconds, scoring)?;
+                let (scores, judge) = (sample.scores.clone(), judge.clone());
+                let kept = (costly && !scores.is_empty()).then(|| Record { scores, judge, ..record });
+                Ok((Sample { resumed: true, ..sample }, kept))
             })
             .collect()
     }
@@ -421,16 +442,16 @@ impl<'t> Evaluation<'t> {
             reference: question.problem.solution.clone(),
             completion: sample.completion.clone(),
             scores: sample.scores.clone(),
+            judge: self.task.judge().filter(|_| !sample.scores.is_empty()),
             likelihoods: None,
             seconds: sample.seconds,
         }
     }
 
-    /// The first metric over all samples that were judged.
+    /// The metric to quote over all samples that were judged.
     fn so_far(&self, samples: &[Sample]) -> Option<Proportion> {
-        let metric = &self.task.metrics()[0].name;
         Proportion::of(samples.iter().filter_map(|sample| {
-            let score = sample.scores.get(&**metric)?;
+            let score = sample.scores.get(&self.headline)?;
             Some(Judged { question: sample.row, correct: score.correct })
         }))
     }

@@ -169,12 +169,21 @@ pub struct Metric {
     pub profile: Profile,
     /// What it counts, in a line.
     pub description: Cow<'static, str>,
+    /// The key it has in a result of lm-evaluation-harness 0.4, where that has this very metric under another name.
+    #[serde(skip)]
+    pub harness_key: Option<&'static str>,
 }
 
 impl Metric {
     /// A metric known when this was compiled.
     pub const fn new(name: &'static str, profile: Profile, description: &'static str) -> Self {
-        Self { name: Cow::Borrowed(name), profile, description: Cow::Borrowed(description) }
+        Self { name: Cow::Borrowed(name), profile, description: Cow::Borrowed(description), harness_key: None }
+    }
+
+    /// One of lm-evaluation-harness, with the key it has there.
+    pub const fn of_harness(name: &'static str, key: &'static str, description: &'static str) -> Self {
+        let (name, description) = (Cow::Borrowed(name), Cow::Borrowed(description));
+        Self { name, profile: Profile::Harness, description, harness_key: Some(key) }
     }
 }
 
@@ -278,9 +287,15 @@ pub trait Task: Send + Sync {
     /// [`Error::Code`] where a program could not be run at all. A program that fails is a score and no error.
     fn score(&self, problem: &Problem, completion: &str) -> Result<Scores>;
 
-    /// Whether judging runs programs: scores are then taken from the journal where they are there.
+    /// Whether judging runs programs: scores are then taken from the journal where they are there and were made by the same
+    /// [`Task::judge`].
     fn scoring_is_costly(&self) -> bool {
         false
+    }
+
+    /// What runs the programs, see [`crate::CodeRunner::identity`]; `None` where nothing does.
+    fn judge(&self) -> Option<String> {
+        None
     }
 
     /// The guidance class of a row, by the paper's names.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use l2d_eval::journal;
+use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer, OptionLikelihood, ScoredQuestion};
 use l2d_eval::report::{Published, Report, RunLabel, RunReport, TaskReport};
 use l2d_eval::rows::{Row, from_jsonl};
-use l2d_eval::task::{Profile, Scores, Task};
+use l2d_eval::task::{LikelihoodQuestion, Profile, Scores, Task};
 use l2d_eval::tasks::{Arithmetic, HumanEval, Mbpp};
 use l2d_eval::{
     BoxError, CodeRunner, CodeVerdict, Completion, Error, Evaluation, FinishReason, GenerateRequest, Guessed, Journal,
@@ -241,7 +242,7 @@ fn questions_with_the_same_shots_stay_together() {
 
 /// Passes programs that hold `return x + 1`, and counts its calls.
 #[derive(Default)]
-struct Reader(AtomicUsize);
+struct Reader(AtomicUsize, u32);
 
 impl CodeRunner for Reader {
     fn run(&self, program: &str) -> Result<CodeVerdict, BoxError> {
@@ -256,6 +257,10 @@ impl CodeRunner for Reader {
         } else {
             CodeVerdict::Failed("AssertionError".to_owned())
         })
+    }
+
+    fn identity(&self) -> String {
+        format!("reader {}", self.1)
     }
 }
 
@@ -319,4 +324,83 @@ fn programs_that_were_judged_are_not_run_again() {
     }
     let Rescoring { runs, .. } = rescore(&task, &rows, journal.records(), Path::new("mbpp")).unwrap();
     assert_eq!((runs[0].result.samples.len(), reader.0.load(Ordering::Relaxed)), (3, 6), "scoring again runs them");
+
+    // Another judge's verdicts are not taken for this one's; once it has judged, they are its own.
+    let other = Arc::new(Reader(AtomicUsize::new(0), 1));
+    let mut task = Mbpp::new(Tools { code: Some(other.clone()) });
+    task.set_shots(0).unwrap();
+    let evaluation = Evaluation::prepare(&task, &rows, &[], &Selection::default(), None).unwrap();
+    for _ in 0..2 {
+        evaluation.run(&settings(3), Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
+        assert_eq!(other.0.load(Ordering::Relaxed), 3);
+    }
+    assert!(journal.records().iter().all(|record| record.judge.as_deref() == Some("reader 1")));
+}
+
+/// Options are as likely as a table says.
+struct Table(Vec<Vec<f64>>, Vec<String>);
+
+impl LikelihoodScorer for Table {
+    fn length(&mut self, _question: &LikelihoodQuestion) -> Result<usize, BoxError> {
+        Ok(1)
+    }
+
+    fn score(&mut self, questions: &[&LikelihoodQuestion]) -> Result<Vec<ScoredQuestion>, BoxError> {
+        let mut all = Vec::new();
+        for question in questions {
+            self.1.push(question.context.clone());
+            let options = self.0.remove(0).into_iter();
+            let options = options.map(|log_probability| OptionLikelihood { log_probability, tokens: 2 }).collect();
+            all.push(ScoredQuestion { options, context_tokens: 3 });
+        }
+        Ok(all)
+    }
+}
+
+#[test]
+fn the_likeliest_option_counts_and_shots_are_no_questions() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = r#"
+        name = "capitals"
+        version = 1
+        split = "test"
+        shot_split = "test"
+        question = "{{ country }}?"
+        answer = "{{ capital }}"
+        [data]
+        folder = "."
+        [[metrics]]
+        name = "same"
+        [likelihood]
+        context = "{{ country }}:"
+        options = "options"
+        index = "{{ place }}"
+    "#;
+    std::fs::write(dir.path().join("capitals.toml"), spec).unwrap();
+    let row = |country: &str, options: [&str; 2], place: usize| {
+        json!({"country": country, "capital": options[place], "options": options, "place": place}).to_string() + "\n"
+    };
+    let lines =
+        row("Italy", ["Rome", "Milan"], 0) + &row("Peru", ["Lima", "Arequipa"], 1) + &row("Fiji", ["Suva", "Nadi"], 1);
+    let rows = from_jsonl("test.jsonl", lines.as_bytes()).unwrap();
+    let named = dir.path().join("capitals.toml").display().to_string();
+    let mut task = ByLikelihood::new(l2d_eval::tasks::by_name(&named, &Tools::default()).unwrap()).unwrap();
+    let asked = |task: &ByLikelihood, table: Vec<Vec<f64>>, journal: &str| {
+        let mut scorer = Table(table, Vec::new());
+        let evaluation =
+            LikelihoodEvaluation::prepare(task, &rows, &rows, &Selection::default(), 99, &mut scorer).unwrap();
+        let mut journal = Journal::open(dir.path().join(journal)).unwrap();
+        let result = evaluation.run(&settings(1), &mut scorer, &mut journal, &mut (), &NEVER).unwrap();
+        let right = |metric: &str| result.judged(metric).filter(|judged| judged.correct).count();
+        (evaluation.counts(), right("acc"), right("acc_norm"), scorer.1)
+    };
+    // Peru: -5 against -8 for 4 and 8 letters: the other by length. Fiji: the second both ways.
+    let table = vec![vec![-1.0, -9.0], vec![-5.0, -8.0], vec![-3.0, -2.0]];
+    let (counts, acc, acc_norm, contexts) = asked(&task, table.clone(), "none");
+    assert_eq!((counts.questions, acc, acc_norm), (3, 2, 3));
+    assert_eq!(contexts, ["Italy:", "Peru:", "Fiji:"]);
+    task.set_shots(1).unwrap();
+    let (counts, acc, acc_norm, contexts) = asked(&task, table[1..].to_vec(), "one");
+    assert_eq!((counts.questions, counts.shots, acc, acc_norm), (2, 1, 1, 2));
+    assert_eq!(contexts, ["Italy: Rome\n\nPeru:", "Italy: Rome\n\nFiji:"]);
 }

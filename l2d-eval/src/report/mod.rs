@@ -34,7 +34,7 @@ pub struct Report {
     pub environment: Value,
     /// One entry a run.
     pub runs: Vec<RunReport>,
-    /// Each run against the first, question by question, by the metric to quote.
+    /// Each run against the first, on the questions both answered, by the metric to quote.
     #[serde(default)]
     pub comparisons: Vec<Comparison>,
 }
@@ -80,6 +80,9 @@ pub struct TaskReport {
     pub profile: Profile,
     /// The metric to quote under that profile.
     pub headline: String,
+    /// Whether only the first run was asked with these shots and this many tokens: the others' are in their series and settings.
+    #[serde(default)]
+    pub asked_otherwise: bool,
     /// What each metric counts.
     pub metrics: Vec<MetricReport>,
 }
@@ -93,6 +96,9 @@ pub struct MetricReport {
     pub profile: Profile,
     /// What it counts.
     pub description: String,
+    /// The key under which a result of lm-evaluation-harness has it, beside ours in `results`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub harness_key: Option<String>,
 }
 
 impl TaskReport {
@@ -118,6 +124,7 @@ impl TaskReport {
             rows,
             profile,
             headline: task.headline(profile).to_owned(),
+            asked_otherwise: false,
             metrics: task
                 .metrics()
                 .iter()
@@ -125,6 +132,7 @@ impl TaskReport {
                     name: metric.name.clone().into_owned(),
                     profile: metric.profile,
                     description: metric.description.clone().into_owned(),
+                    harness_key: metric.harness_key.map(str::to_owned),
                 })
                 .collect(),
         }
@@ -139,6 +147,9 @@ pub struct MetricValue {
     /// Its mean and uncertainty.
     #[serde(flatten)]
     pub value: Proportion,
+    /// Samples in which it found an answer, over all samples.
+    #[serde(default)]
+    pub found_rate: f64,
 }
 
 /// What tells a run from the others of a grid.
@@ -176,7 +187,8 @@ pub struct RunReport {
     /// What the answers were along the diffusion's time, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub along: Vec<AlongTime>,
-    /// Samples in which an answer was found, over all samples.
+    /// Samples that keep the task's own format, over all samples: those in which [`Task::format_metric`] found an answer, whichever
+    /// metric is quoted.
     pub format_rate: f64,
     /// Samples cut off at the most tokens, over all samples.
     pub cut_off_rate: f64,
@@ -230,8 +242,10 @@ impl RunReport {
         let samples = &result.samples;
         let count = samples.len();
         let rate = |hits: usize| if count == 0 { 0.0 } else { hits as f64 / count as f64 };
-        let answered =
-            |sample: &&Sample| sample.scores.get(task.format_metric()).is_some_and(|score| score.extracted.is_some());
+        let found = |name: &str| {
+            let found = |sample: &&Sample| sample.scores.get(name).is_some_and(|score| score.extracted.is_some());
+            rate(samples.iter().filter(found).count())
+        };
         let tokens: usize = samples.iter().map(|sample| sample.completion.tokens).sum();
         let evaluations: usize = samples.iter().map(|sample| sample.completion.evaluations).sum();
         let seconds: f64 = samples.iter().map(|sample| sample.seconds).sum();
@@ -241,7 +255,7 @@ impl RunReport {
         names.sort_by_key(|name| *name != headline);
         let value = |name: &str| {
             let value = Proportion::of(result.judged(name))?;
-            Some(MetricValue { name: name.to_owned(), value })
+            Some(MetricValue { name: name.to_owned(), value, found_rate: found(name) })
         };
         Self {
             label,
@@ -255,7 +269,7 @@ impl RunReport {
                 .filter_map(|k| PassAtK::of(result.judged(headline), k))
                 .collect(),
             along: along(samples, headline),
-            format_rate: rate(samples.iter().filter(answered).count()),
+            format_rate: found(task.format_metric()),
             cut_off_rate: rate(samples.iter().filter(|s| s.completion.finish == FinishReason::MaxTokens).count()),
             tokens,
             prompt_tokens: samples.iter().map(|sample| sample.completion.prompt_tokens).sum(),
@@ -291,9 +305,10 @@ impl Report {
         let mut comparisons = Vec::new();
         if let Some((first, base)) = runs.first() {
             for (run, result) in &runs[1..] {
-                let difference = PairedDifference::of(result.judged(&task.headline), base.judged(&task.headline));
-                // Runs that were called off are not over the same questions.
-                if let Ok(difference) = difference {
+                // A run that was called off, or asked fewer rows, is not over all of them.
+                let difference =
+                    PairedDifference::of_common(result.judged(&task.headline), base.judged(&task.headline));
+                if let Some(difference) = difference {
                     comparisons.push(Comparison { first: run.title(), second: first.title(), difference });
                 }
             }

@@ -15,7 +15,7 @@ struct Beside<'a> {
 
 pub(super) fn markdown(report: &Report, published: Option<&Published>) -> String {
     let task = &report.task;
-    let RowCounts { in_split, official, rows, shots, too_long, without_answer, questions } = task.rows;
+    let RowCounts { in_split, official, rows, shots, too_long, without_answer, questions, shard } = task.rows;
     let mut text = format!("## {} (version {})\n\n", task.name, task.version);
     let beside: Vec<Beside<'_>> = published
         .into_iter()
@@ -33,10 +33,14 @@ pub(super) fn markdown(report: &Report, published: Option<&Published>) -> String
             let _ = write!(text, ", {count} {why}");
         }
     }
+    if let Some(shard) = shard {
+        let _ = write!(text, " (part {shard})");
+    }
     if in_split > rows {
         let _ = write!(text, " (the split has {in_split})");
     }
-    let _ = write!(text, "; {} shots, at most {} new tokens", task.shots, task.max_new_tokens);
+    let otherwise = if task.asked_otherwise { " in the first run, the others as their names say" } else { "" };
+    let _ = write!(text, "; {} shots, at most {} new tokens{otherwise}", task.shots, task.max_new_tokens);
     if let Some(hash) = &task.prompt_hash {
         let _ = write!(text, "; prompts {hash}");
     }
@@ -59,6 +63,12 @@ pub(super) fn markdown(report: &Report, published: Option<&Published>) -> String
     for run in report.runs.iter().filter(|run| run.cut_off_rate > 0.0) {
         let share = 100.0 * run.cut_off_rate;
         let _ = write!(text, "\n{share:.1} % of the answers of {} were cut off at the most tokens.", run.title());
+    }
+    for run in &report.runs {
+        let answered = run.accuracy().map_or(0, |accuracy| accuracy.questions);
+        if answered > 0 && answered < questions {
+            let _ = write!(text, "\n{} answered {answered} of the {questions} questions.", run.title());
+        }
     }
     for comparison in &report.comparisons {
         text.push('\n');

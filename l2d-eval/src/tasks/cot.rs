@@ -190,6 +190,10 @@ impl Task for ChainOfThought {
         self.inner.scoring_is_costly()
     }
 
+    fn judge(&self) -> Option<String> {
+        self.inner.judge()
+    }
+
     fn class(&self, row: &Row) -> &'static str {
         self.inner.class(row)
     }

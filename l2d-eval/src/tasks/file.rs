@@ -178,6 +178,14 @@ impl FileTask {
             let added = templates.add_template_owned(name, source.clone());
             added.map_err(|error| bad(format!("`{name}` is no template: {error}")))?;
         }
+        for (place, metric) in spec.metrics.iter().enumerate() {
+            if metric.name.is_empty() || metric.name.contains([',', '\n']) {
+                return Err(bad(format!("`metrics.name`: `{}` is no name for a metric", metric.name)));
+            }
+            if spec.metrics[..place].iter().any(|other| other.name == metric.name) {
+                return Err(bad(format!("`metrics`: two are named `{}`", metric.name)));
+            }
+        }
         let mut patterns = Vec::new();
         for metric in &spec.metrics {
             let pattern = metric.extract.as_deref().map(Regex::new).transpose();
@@ -187,6 +195,7 @@ impl FileTask {
             name: metric.name.clone().into(),
             profile: metric.profile,
             description: metric.description.clone().into(),
+            harness_key: None,
         });
         let classes = [class::MATH, class::CODING, class::GENERAL];
         let class = match spec.class.as_deref() {
@@ -310,10 +319,25 @@ impl Task for FileTask {
 
     /// The template's question; the solution is what a shot says. The answer is kept as the only label.
     fn problem(&self, row: &Row) -> Result<Problem> {
+        let answer = self.render("answer", row)?;
+        let numeric = self.spec.metrics.iter().find(|metric| matches!(metric.compare, Compare::Number));
+        // No completion could be right. A row without an answer is left out and counted, as with every task.
+        if let Some(metric) = numeric
+            && !answer.trim().is_empty()
+            && canonical_number(answer.trim()).is_none()
+        {
+            let reason = format!(
+                "`answer` on {}: `{}` is no number, and the metric `{}` compares numbers",
+                row.origin(),
+                answer.trim(),
+                metric.name
+            );
+            return Err(Error::TaskFile { path: self.path.clone(), reason });
+        }
         Ok(Problem {
             question: self.render("question", row)?,
             solution: self.render("solution", row)?,
-            labels: vec![self.render("answer", row)?],
+            labels: vec![answer],
             ..Problem::default()
         })
     }
@@ -433,6 +457,12 @@ mod tests {
         assert!(reason(r"(\w+)", "(").contains("`metrics.extract` of `named`"));
         assert!(reason("rows = 2", "class = \"maths\"").contains("`maths` is none of"));
         assert!(reason("name = \"capitals\"", "name = \"a/b\"").contains("no name for files"));
+        assert!(reason("name = \"bare\"", "name = \"named\"").contains("two are named `named`"));
+        assert!(reason("name = \"bare\"", "name = \"\"").contains("no name for a metric"));
+        let numeric = CAPITALS.replace("name = \"bare\"", "name = \"bare\"\ncompare = \"number\"");
+        let task = FileTask::parse(Path::new("x.toml"), &numeric).unwrap();
+        let error = task.problem(&rows()[0]).unwrap_err().to_string();
+        assert!(error.contains("`Paris` is no number, and the metric `bare`"), "{error}");
         let missing = CAPITALS.replace("{{ country }}?", "{{ land }}?");
         let task = FileTask::parse(Path::new("x.toml"), &missing).unwrap();
         let error = task.problem(&rows()[0]).unwrap_err().to_string();

@@ -17,14 +17,14 @@ static ANY_NUMBER: LazyLock<Regex> =
 
 const METRICS: &[Metric] = &[
     Metric::new("accuracy", Profile::Exact, "first `#### number`, compared as numbers"),
-    Metric::new(
+    Metric::of_harness(
         "strict",
-        Profile::Harness,
+        "exact_match,strict-match",
         "lm-evaluation-harness strict-match: first `#### number`, compared as text",
     ),
-    Metric::new(
+    Metric::of_harness(
         "flexible",
-        Profile::Harness,
+        "exact_match,flexible-extract",
         "lm-evaluation-harness flexible-extract: the last number, compared as text",
     ),
     Metric::new("paper", Profile::Paper, "the L2D reference: first `#### number`, commas removed, compared as text"),

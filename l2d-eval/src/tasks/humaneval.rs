@@ -15,7 +15,7 @@ const METRICS: &[Metric] = &[
     Metric::new(
         "accuracy",
         Profile::Exact,
-        "tests pass: the body, the whole function or the first fenced block that defines it",
+        "tests pass: the body or the whole function, in a fenced block or up to a fence",
     ),
     Metric::new("paper", Profile::Paper, "tests pass: the head and the completion as it is (the L2D reference)"),
     Metric::new("bigcode", Profile::Harness, "tests pass: the completion cut where bigcode-evaluation-harness cuts it"),
@@ -52,7 +52,7 @@ impl Task for HumanEval {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn data_set(&self) -> Option<DataSet> {
@@ -106,6 +106,10 @@ impl Task for HumanEval {
 
     fn scoring_is_costly(&self) -> bool {
         true
+    }
+
+    fn judge(&self) -> Option<String> {
+        self.tools.code.as_ref().map(|runner| runner.identity())
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {

@@ -9,7 +9,11 @@ use crate::task::{CodeTests, Metric, Problem, Profile, Scores, Task, class};
 const STOPS: &[&str] = &["\nclass", "\nassert", "\n\"\"\"", "\nprint", "\nif", "\n<|/", "\n```"];
 
 const METRICS: &[Metric] = &[
-    Metric::new("accuracy", Profile::Exact, "tests pass: the first fenced block, else the completion"),
+    Metric::new(
+        "accuracy",
+        Profile::Exact,
+        "tests pass: the completion up to a fence, or the first fenced block that is a program",
+    ),
     Metric::new("paper", Profile::Paper, "tests pass: the completion as it is (the L2D reference)"),
     Metric::new("bigcode", Profile::Harness, "tests pass: the completion cut where bigcode-evaluation-harness cuts it"),
 ];
@@ -38,7 +42,7 @@ impl Task for Mbpp {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn data_set(&self) -> Option<DataSet> {
@@ -88,6 +92,10 @@ impl Task for Mbpp {
 
     fn scoring_is_costly(&self) -> bool {
         true
+    }
+
+    fn judge(&self) -> Option<String> {
+        self.tools.code.as_ref().map(|runner| runner.identity())
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {
