@@ -115,7 +115,9 @@ pub(crate) struct EvalArgs {
     /// Score multiple choice by the log-likelihood of each option, as lm-evaluation-harness does, with the plain LM.
     #[arg(
         long,
-        conflicts_with_all = ["steps", "seeds", "repeats", "max_tokens", "predict_only", "along_t", "adapter", "beams"],
+        conflicts_with_all = [
+            "steps", "seed", "seeds", "repeats", "max_tokens", "predict_only", "along_t", "adapter", "beams", "sandbox", "python",
+        ],
         help_heading = "Questions"
     )]
     pub(crate) likelihood: bool,
@@ -125,7 +127,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, requires = "adapter", conflicts_with = "beams", help_heading = "Scores")]
     pub(crate) along_t: bool,
 
-    /// Print what is asked and stop.
+    /// Print what the same command would ask without this, and stop.
     #[arg(long, help_heading = "Questions")]
     pub(crate) write_out: bool,
 
@@ -207,6 +209,10 @@ pub(crate) struct MergeArgs {
     /// Folder for the whole.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+
+    /// Go on where a part of --shard is missing; the report says how many rows of the split there are.
+    #[arg(long)]
+    pub(crate) partial: bool,
 
     #[command(flatten)]
     pub(crate) answers: AnswersArgs,

@@ -9,7 +9,7 @@ use l2d_eval::journal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::again::SAMPLES;
+use super::kept::SAMPLES;
 use crate::args::ModelArgs;
 use crate::error::CliError;
 use crate::hub::name_of;

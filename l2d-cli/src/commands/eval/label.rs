@@ -1,11 +1,62 @@
-//! What a run is called, from the settings its journal holds: the same whether it was just generated or is scored again.
+//! What runs are called, from the settings their journal holds: the same whether they were just generated or are scored again.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use l2d_eval::RunResult;
 use l2d_eval::report::RunLabel;
 use serde_json::Value;
 
+/// One label for each of several runs, from their settings. Where steps and guidance do not tell two apart, the settings that do
+/// are added to the series: `L2D, shots 5`. Seeds are no part of a label.
+pub(super) fn labels(runs: &[(&Value, &RunResult)]) -> Vec<RunLabel> {
+    let mut labels: Vec<RunLabel> = runs.iter().map(|(generation, result)| label(generation, result)).collect();
+    let alike = |a: usize, b: usize| labels[a] == labels[b];
+    let groups: Vec<Vec<usize>> = (0..runs.len())
+        .filter(|&first| !(0..first).any(|earlier| alike(earlier, first)))
+        .map(|first| (first..runs.len()).filter(|&other| alike(first, other)).collect())
+        .filter(|group: &Vec<usize>| group.len() > 1)
+        .collect();
+    for group in groups {
+        let settings: Vec<BTreeMap<String, String>> = group.iter().map(|&run| leaves(runs[run].0)).collect();
+        let keys: BTreeSet<&String> = settings.iter().flat_map(BTreeMap::keys).collect();
+        let differing: Vec<&String> = keys
+            .into_iter()
+            .filter(|key| settings.iter().any(|other| other.get(*key) != settings[0].get(*key)))
+            .collect();
+        for (&run, settings) in group.iter().zip(&settings) {
+            for key in &differing {
+                let value = settings.get(*key).map_or("none", String::as_str);
+                let name = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
+                labels[run].series.push_str(&format!(", {name} {value}"));
+            }
+        }
+    }
+    labels
+}
+
+/// The values in a document by their paths, `sampling.temperature`.
+fn leaves(value: &Value) -> BTreeMap<String, String> {
+    fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
+        match value {
+            Value::Null => {}
+            Value::Object(parts) => {
+                for (name, part) in parts {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    walk(&path, part, found);
+                }
+            }
+            // Of a hash the beginning.
+            Value::String(text) => drop(found.insert(path.to_owned(), text.chars().take(12).collect())),
+            other => drop(found.insert(path.to_owned(), other.to_string())),
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", value, &mut found);
+    found
+}
+
 /// The label of a run with these settings.
-pub(super) fn label(generation: &Value, result: &RunResult) -> RunLabel {
+fn label(generation: &Value, result: &RunResult) -> RunLabel {
     let diffusion = &generation["diffusion"];
     let mut series = if generation["model"].get("adapter").is_some() { "L2D" } else { "base" }.to_owned();
     if let Some(solver) = diffusion["adaptive"]["solver"].as_str() {
@@ -57,5 +108,24 @@ mod tests {
         let adaptive = named(json!({ "model": {"adapter": "ab"}, "diffusion": params }));
         assert_eq!((adaptive.series, adaptive.steps), (format!("L2D, {solver}"), 1));
         assert_eq!(named(json!({ "model": {} })).series, "base");
+    }
+
+    #[test]
+    fn settings_that_no_column_shows_are_in_the_name() {
+        let none = RunResult { samples: Vec::new(), interrupted: false };
+        let asked = |shots: usize, temperature: f64| {
+            json!({
+                "asked": {"shots": shots}, "model": {"adapter": "ab"}, "diffusion": DiffusionParams::default(),
+                "sampling": {"temperature": temperature},
+            })
+        };
+        let named = |settings: &[Value]| -> Vec<String> {
+            let runs: Vec<_> = settings.iter().map(|settings| (settings, &none)).collect();
+            labels(&runs).into_iter().map(|label| label.series).collect()
+        };
+        assert_eq!(named(&[asked(5, 1.0), asked(5, 1.0)]), ["L2D", "L2D"], "their seeds have a column");
+        assert_eq!(named(&[asked(5, 1.0), asked(0, 1.0)]), ["L2D, shots 5", "L2D, shots 0"]);
+        let (five, none) = ("L2D, shots 5, temperature 1.0", "L2D, shots 0, temperature 0.5");
+        assert_eq!(named(&[asked(5, 1.0), asked(0, 0.5), asked(5, 1.0)]), [five, none, five]);
     }
 }

@@ -1,9 +1,12 @@
 //! `l2d eval`: benchmarks at several numbers of diffusion steps, strengths of guidance and seeds.
 
 mod again;
+mod compare;
 mod identity;
+mod kept;
 mod label;
 mod likelihood;
+mod merge;
 mod outputs;
 mod shared;
 pub(crate) mod tools;
@@ -17,8 +20,7 @@ use burn::tensor::backend::Backend;
 use l2d_core::checkpoint::Checkpoint;
 use l2d_core::cpu::CacheFormat;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation};
-use l2d_eval::plot::EvaluationsBar;
-use l2d_eval::report::{Published, Report, RunReport, TaskReport};
+use l2d_eval::report::{Published, Report, TaskReport};
 use l2d_eval::rows::{Row, SourceFile, check_count, read_split};
 use l2d_eval::task::{Profile, Turn};
 use l2d_eval::tasks::by_name;
@@ -29,12 +31,12 @@ use l2d_infer::decode::{Beam, BeamParams, Decoder};
 use l2d_infer::sampler::SamplingParams;
 use serde_json::{Value, json};
 
-use self::again::SAMPLES;
 use self::identity::Identity;
-use self::label::label;
+use self::kept::SAMPLES;
 use self::likelihood::ModelScorer;
+use self::outputs::Bars;
 use self::tools::Equipped;
-use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs, SolverKind};
+use crate::args::{DecodeArgs, EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs};
 use crate::backend::{BackendKind, with_backend};
 use crate::decoding::Budget;
 use crate::error::CliError;
@@ -57,8 +59,8 @@ pub(crate) fn run(command: &EvalCommand, place: &Place) -> Result<(), CliError> 
     let args = match command {
         EvalCommand::Again(EvalSubcommand::Tasks) => return again::list(),
         EvalCommand::Again(EvalSubcommand::Rescore(args)) => return again::rescore_folder(args),
-        EvalCommand::Again(EvalSubcommand::Merge(args)) => return again::merge(args),
-        EvalCommand::Again(EvalSubcommand::Compare(args)) => return again::compare(args),
+        EvalCommand::Again(EvalSubcommand::Merge(args)) => return merge::run(args),
+        EvalCommand::Again(EvalSubcommand::Compare(args)) => return compare::run(args),
         EvalCommand::Run(args) if args.write_out => return write_out(args),
         EvalCommand::Run(args) => args,
     };
@@ -114,6 +116,10 @@ fn grid(args: &EvalArgs, budgets: &[Budget]) -> Vec<Point> {
 fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<(), CliError> {
     let profile: Profile = args.scoring.profile.parse()?;
     let published = published(&args.scoring)?;
+    each_once("--tasks", &args.tasks)?;
+    each_once("--steps", args.steps.as_deref().unwrap_or_default())?;
+    each_once("--seeds", args.seeds.as_deref().unwrap_or_default())?;
+    each_once("--guidance", &args.decode.guidance)?;
     let scoring = if args.predict_only { Scoring::Later } else { Scoring::Now };
     let Equipped { mut tasks, environment } = tools::with_sandbox(&args.tasks, &args.scoring, !args.predict_only)?;
     for task in &mut tasks {
@@ -128,6 +134,11 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
     };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;
     args.decode.refuse_idle_flags(&budgets)?;
+    if args.along_t && !budgets.iter().any(|budget| matches!(budget, Budget::Evaluations(2..))) {
+        return Err(CliError::Usage(
+            "--along-t compares times of a grid: ask for --steps above 1, and for no adaptive solver".into(),
+        ));
+    }
     let beam = args.search.beam();
     let checked_beam = beam.map(|beam| beam.check()).transpose()?;
     let points = grid(args, &budgets);
@@ -145,15 +156,15 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
         }
     }
     let cancel = on_interrupt()?;
-    let mut bars = Vec::new();
+    let mut bars = Bars::default();
     for (task, Rows { rows, shots, files }) in tasks.iter().zip(asked) {
         let task = task.as_ref();
         let measure = |turns: &[Turn], solution: &str| length(&text, turns, solution);
         let context = model.lm().config.max_positions;
         let limit = LengthLimit { measure: &measure, max_tokens: MAX_ROW_TOKENS, context };
-        let evaluation = Evaluation::prepare(task, &rows, &shots, &args.selection(), Some(&limit))?;
+        let evaluation = Evaluation::prepare(task, &rows, &shots, &args.selection(), Some(&limit))?.quoting(profile);
         let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
-        let mut runs: Vec<(RunReport, RunResult)> = Vec::new();
+        let mut runs: Vec<(RunSettings, RunResult)> = Vec::new();
         for point in &points {
             let settings = RunSettings {
                 samples: args.repeats.map_or_else(|| task.repeats(), NonZeroUsize::get),
@@ -175,24 +186,20 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
                 scoring,
                 &mut journal,
             )?;
-            let label = label(&settings.generation, &result);
-            let report = RunReport::new(task, profile, label, &settings, &result);
-            runs.push((report, result));
-            let (run, result) = runs.last().expect("one was just pushed");
-            if point.budget == Budget::Adaptive && points.len() == 1 {
-                bars.extend(EvaluationsBar::of(task.name(), result));
-            }
-            if run.interrupted {
+            bars.extend(task.name(), &settings, &result);
+            let stopped = result.interrupted;
+            runs.push((settings, result));
+            if stopped {
                 break;
             }
         }
-        let interrupted = runs.iter().any(|(run, _)| run.interrupted);
-        let count: usize = runs.iter().map(|(run, _)| run.samples).sum();
+        let interrupted = runs.iter().any(|(_, result)| result.interrupted);
+        let count: usize = runs.iter().map(|(_, result)| result.samples.len()).sum();
         // Called off before anything was finished: an older result is not replaced by nothing.
         if count > 0 {
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, profile, evaluation.counts(), hash, &files);
-            let runs = runs.iter().map(|(run, result)| (run.clone(), result)).collect();
+            let runs = again::reports(task, profile, &runs);
             let report = Report::new(described, identity.description.clone(), runs).in_environment(environment.clone());
             if args.predict_only {
                 // What was asked of which model, for whoever scores it.
@@ -209,8 +216,7 @@ fn generate<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Device<B
             return Err(CliError::Interrupted);
         }
     }
-    let solver = args.decode.solver.and_then(SolverKind::adaptive).map(|solver| solver.to_string());
-    outputs::evaluations(&args.out, &solver.unwrap_or_default(), bars)
+    bars.draw(&args.out)
 }
 
 /// Runs one point of the grid.
@@ -284,7 +290,7 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
         return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
     }
     args.scoring.profile.parse::<Profile>()?;
-    args.scoring.sandbox.parse::<l2d_sandbox::Mode>()?;
+    each_once("--tasks", &args.tasks)?;
     if args.batch_size == 0 {
         return Err(CliError::Usage("--batch-size must be at least 1".into()));
     }
@@ -323,15 +329,16 @@ fn score_options<B: Backend>(args: &EvalArgs, backend: BackendKind, device: &Dev
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
         progress.finish();
+        let interrupted = result.interrupted;
         if !result.samples.is_empty() {
-            let label = label(&settings.generation, &result);
-            let run = RunReport::new(task, Profile::Harness, label, &settings, &result);
+            let runs = [(settings, result)];
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, Profile::Harness, evaluation.counts(), hash, &files);
-            let report = Report::new(described, identity.description.clone(), vec![(run, &result)]);
+            let report =
+                Report::new(described, identity.description.clone(), again::reports(task, Profile::Harness, &runs));
             outputs::write(&args.out, &report, published.as_ref(), args.part_of.is_none())?;
         }
-        if result.interrupted {
+        if interrupted {
             return Err(CliError::Interrupted);
         }
     }
@@ -371,6 +378,15 @@ fn write_out(args: &EvalArgs) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// Refuses a list that names something twice.
+fn each_once<T: PartialEq + std::fmt::Display>(flag: &str, list: &[T]) -> Result<(), CliError> {
+    let twice = list.iter().enumerate().find(|(place, item)| list[..*place].contains(item));
+    match twice {
+        Some((_, item)) => Err(CliError::Usage(format!("{flag} names {item} twice: once is enough"))),
+        None => Ok(()),
+    }
 }
 
 /// What the flags change of a task.

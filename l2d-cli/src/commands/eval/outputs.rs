@@ -5,6 +5,7 @@ use std::path::Path;
 use l2d_core::checkpoint::write_atomically;
 use l2d_eval::plot::{AccuracyPlot, CurvePlot, EvaluationsBar, EvaluationsPlot};
 use l2d_eval::report::{Published, Report};
+use l2d_eval::{RunResult, RunSettings};
 
 use crate::error::CliError;
 use crate::output::say;
@@ -40,14 +41,33 @@ pub(super) fn write_json(folder: &Path, report: &Report) -> Result<(), CliError>
     Ok(write_atomically(&path, |out| out.write_all(text.as_bytes()))?)
 }
 
-/// Draws the evaluations a token that an adaptive solver took on each task, beside the paper's fixed budget.
-pub(super) fn evaluations(folder: &Path, solver: &str, bars: Vec<EvaluationsBar>) -> Result<(), CliError> {
-    if bars.is_empty() {
-        return Ok(());
+/// The evaluations a token that adaptive solvers took on each task.
+#[derive(Debug, Default)]
+pub(super) struct Bars(Vec<(String, EvaluationsBar)>);
+
+impl Bars {
+    /// Takes a run in, if its solver is adaptive: of several with one solver on a task the first.
+    pub(super) fn extend(&mut self, task: &str, settings: &RunSettings, result: &RunResult) {
+        let Some(solver) = settings.generation["diffusion"]["adaptive"]["solver"].as_str() else { return };
+        if !self.0.iter().any(|(known, bar)| known == solver && bar.label == task) {
+            self.0.extend(EvaluationsBar::of(task, result).map(|bar| (solver.to_owned(), bar)));
+        }
     }
-    let title = format!("{solver}: evaluations per token, task by task");
-    EvaluationsPlot { title, bars, budget: Some(15.0) }.draw()?.save(&folder.join("evaluations"))?;
-    Ok(())
+
+    /// Draws them beside the paper's fixed budget; nothing where no solver was adaptive.
+    pub(super) fn draw(self, folder: &Path) -> Result<(), CliError> {
+        let Some((first, _)) = self.0.first() else { return Ok(()) };
+        let one = self.0.iter().all(|(solver, _)| solver == first);
+        let who = if one { format!("{first}: ") } else { String::new() };
+        let title = format!("{who}evaluations per token, task by task");
+        let named = |(solver, bar): (String, EvaluationsBar)| match one {
+            true => bar,
+            false => EvaluationsBar { label: format!("{}, {solver}", bar.label), ..bar },
+        };
+        let bars = self.0.into_iter().map(named).collect();
+        EvaluationsPlot { title, bars, budget: Some(15.0) }.draw()?.save(&folder.join("evaluations"))?;
+        Ok(())
+    }
 }
 
 fn charts(folder: &Path, report: &Report) -> Result<(), CliError> {

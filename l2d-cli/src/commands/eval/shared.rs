@@ -7,7 +7,8 @@ use burn::tensor::backend::Backend;
 use l2d_eval::Shard;
 use l2d_train::ranks::Ranks;
 
-use super::{again, answer};
+use super::answer;
+use super::merge::{self, Parts};
 use crate::args::{AnswersArgs, EvalArgs, MergeArgs};
 use crate::backend::BackendKind;
 use crate::error::CliError;
@@ -50,18 +51,17 @@ pub(super) fn run<B: Backend>(
             eprintln!("the answers are in {}; `l2d eval merge` scores them", args.out.join(PARTS).display());
             Ok(())
         }
-        true => again::put_together(&merge((0..count).map(part).collect(), args), true),
+        true => {
+            let parts = (0..count).map(part).collect();
+            merge::put_together(&whole(parts, args), Parts::Ranks { likelihood: args.likelihood })
+        }
         false => Ok(()),
     };
     settle(ranks, merged)
 }
 
-fn merge(parts: Vec<PathBuf>, args: &EvalArgs) -> MergeArgs {
-    let answers = AnswersArgs {
-        data: args.data.clone(),
-        // Log-likelihoods are tasks of other names; there is nothing else in the parts.
-        tasks: (!args.likelihood).then(|| args.tasks.clone()),
-        scoring: args.scoring.clone(),
-    };
-    MergeArgs { parts, out: args.out.clone(), answers }
+fn whole(parts: Vec<PathBuf>, args: &EvalArgs) -> MergeArgs {
+    let answers =
+        AnswersArgs { data: args.data.clone(), tasks: Some(args.tasks.clone()), scoring: args.scoring.clone() };
+    MergeArgs { parts, out: args.out.clone(), partial: false, answers }
 }

@@ -21,17 +21,24 @@ pub(super) struct Equipped {
 pub(crate) const AGAIN: &str = "__sandbox";
 
 /// The sandbox, as the harness asks for it.
-struct Cell(Sandbox);
+struct Cell {
+    sandbox: Sandbox,
+    identity: String,
+}
 
 impl CodeRunner for Cell {
     fn run(&self, program: &str) -> Result<CodeVerdict, BoxError> {
-        Ok(match self.0.run(program)?.verdict {
+        Ok(match self.sandbox.run(program)?.verdict {
             Verdict::Passed => CodeVerdict::Passed,
             Verdict::Failed { error } => CodeVerdict::Failed(error),
             Verdict::TimedOut => CodeVerdict::Failed("timed out".to_owned()),
             Verdict::OutOfMemory => CodeVerdict::Failed("out of memory".to_owned()),
             Verdict::Forged => CodeVerdict::Failed("forged its success".to_owned()),
         })
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
     }
 }
 
@@ -58,7 +65,8 @@ pub(super) fn with_sandbox(names: &[String], scoring: &ScoringArgs, scored: bool
         "limits": limits,
         "python": sandbox.python_version(),
     });
-    let tools = Tools { code: Some(Arc::new(Cell(sandbox))) };
+    let identity = environment.to_string();
+    let tools = Tools { code: Some(Arc::new(Cell { sandbox, identity })) };
     let tasks = names.iter().map(|name| by_name(name, &tools)).collect::<Result<_, _>>()?;
     Ok(Equipped { tasks, environment })
 }

@@ -1,5 +1,7 @@
 //! `l2d eval` as a person meets it: parts of a run, scoring again, comparing, programs, and what is refused.
 
+mod folders;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -270,6 +272,9 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     refused(&["--repeats", "0"], "invalid value '0' for '--repeats <N>'");
     let adapter = tiny().join("adapter.safetensors");
     let adapter = adapter.to_str().expect("text");
+    for no_grid in [&["--steps", "1"][..], &["--solver", "dopri5"]] {
+        refused(&[&["--adapter", adapter, "--along-t"], no_grid].concat(), "--along-t compares times of a grid");
+    }
     refused(&["--adapter", adapter, "--guidance", "2"], "this adapter was trained without guidance classes");
     let mut generate = l2d();
     generate.args(["generate", "--adapter", adapter, "--guidance", "1,2", "1*1", "--model"]).arg(tiny());
@@ -290,7 +295,16 @@ fn what_makes_no_sense_is_refused_with_what_would() {
     };
     likelihood(&[]).stderr(contains("it has no options to score by log-likelihood"));
     likelihood(&["--temperature", "0.5"]).stderr(contains("--likelihood draws no tokens"));
-    likelihood(&["--seeds", "1,2"]).stderr(contains("cannot be used with"));
+    for idle in [["--seeds", "1,2"], ["--seed", "3"], ["--python", "python3"], ["--sandbox", "off"]] {
+        likelihood(&idle).stderr(contains("cannot be used with"));
+    }
+    for (flags, twice) in [
+        (["--seeds", "1,2,1"], "--seeds names 1 twice"),
+        (["--steps", "1,1"], "--steps names 1 twice"),
+        (["--tasks", "gsm8k,gsm8k"], "--tasks names gsm8k twice"),
+    ] {
+        refused(&flags, twice);
+    }
     if !cfg!(feature = "hub") {
         let mut hub = l2d();
         hub.args(["eval", "--tasks", "gsm8k", "--data", "hub", "--model"]).arg(tiny()).arg("--out").arg(at.join("out"));
@@ -468,7 +482,7 @@ fn answers_are_not_taken_for_anothers() {
     let compared = on(at, "compare", &["out", "one"], &["--metric", "accuracy"]).assert().success();
     let lines = String::from_utf8_lossy(&compared.get_output().stdout).into_owned();
     assert_eq!(lines.trim().lines().count(), 4, "temperatures 1 and 0.3, top-k, and another seed: {lines}");
-    assert!(lines.contains("settings 1") && lines.contains("+0.0 points"), "{lines}");
+    assert!(lines.contains("out/base, temperature 0.3, top k 0 at 1") && lines.contains("+0.0 points"), "{lines}");
     on(at, "compare", &["out", "out"], &["--metric", "accuracy"]).assert().success();
 
     // A merge that fails can be made good.

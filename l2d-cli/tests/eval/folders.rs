@@ -1,0 +1,164 @@
+//! Folders that hold more than one run, or less than a whole one: what is scored again, put together or compared is what was run.
+
+use std::path::Path;
+
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::{Value, json};
+
+use super::{eval, l2d, on, problems, report, tiny};
+
+fn runs(report: &Value) -> Vec<(String, Value, Value)> {
+    let runs = report["runs"].as_array().expect("runs").clone();
+    let run = |run: &Value| {
+        (run["series"].as_str().expect("text").to_owned(), run["samples"].clone(), run["interrupted"].clone())
+    };
+    runs.iter().map(run).collect()
+}
+
+#[test]
+fn runs_of_other_settings_and_fewer_rows_are_told_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 6);
+    let data = at.to_str().expect("text");
+    eval(at, "out", &[]).assert().success();
+    let hash = report(&at.join("out"), "arithmetic")["task"]["prompt_hash"].clone();
+    on(at, "rescore", &["out"], &["--data", data]).assert().success();
+    assert_eq!(report(&at.join("out"), "arithmetic")["task"]["prompt_hash"], hash);
+    eval(at, "out", &["--temperature", "0.3", "--limit", "4"]).assert().success();
+    let again = on(at, "rescore", &["out"], &["--data", data]).assert().success();
+    again.stdout(
+        contains("base, temperature 0.3 at 1 step, seed 0 answered 4 of the 6 questions.")
+            .and(contains("better on").and(contains("of 4 questions")))
+            .and(contains("called off").not())
+            .and(contains("6 of 6 rows asked")),
+    );
+    let both = report(&at.join("out"), "arithmetic");
+    let expected = [("base, temperature 1.0", 6), ("base, temperature 0.3", 4)];
+    assert_eq!(runs(&both), expected.map(|(series, samples)| (series.to_owned(), json!(samples), json!(false))));
+    for (series, samples) in expected {
+        let entry = &both["results"][format!("arithmetic@{series},steps=1,seed=0")];
+        assert!(entry["accuracy,none"].is_number(), "{samples} of {series}: {}", both["results"]);
+    }
+    assert_eq!(both["task"]["prompt_hash"], Value::Null, "the last report was of four questions");
+
+    // Asked for fewer tokens: the task has one number, each run its own.
+    eval(at, "lengths", &[]).assert().success();
+    let mut short = l2d();
+    short.arg("eval").arg("--model").arg(tiny()).args(["--tasks", "arithmetic", "--max-tokens", "9"]);
+    short.arg("--data").arg(at).arg("--out").arg(at.join("lengths")).assert().success();
+    let lengths = on(at, "rescore", &["lengths"], &["--data", data]).assert().success();
+    lengths.stdout(
+        contains("at most 56 new tokens in the first run, the others as their names say")
+            .and(contains("base, max new tokens 9 at 1 step")),
+    );
+}
+
+#[test]
+fn parts_are_of_one_evaluation_and_each_counts_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 9);
+    let data = at.to_str().expect("text").to_owned();
+    for (out, part) in [("a", "1/3"), ("b", "2/3"), ("c", "3/3"), ("twos", "1/2")] {
+        eval(at, out, &["--shard", part]).assert().success().stdout(contains(format!("(part {part})")));
+    }
+    let merge = |parts: &[&str], more: &[&str], out: &str| {
+        let out = at.join(out).display().to_string();
+        on(at, "merge", parts, &[&["--data", &data, "--out", &out], more].concat()).assert()
+    };
+    merge(&["a", "b", "a"], &[], "x").code(2).stderr(contains("are one folder: name every part once"));
+    std::fs::create_dir(at.join("copy")).expect("made");
+    for file in ["arithmetic.json", "arithmetic.samples.jsonl"] {
+        std::fs::copy(at.join("a").join(file), at.join("copy").join(file)).expect("copied");
+    }
+    merge(&["a", "copy", "b"], &[], "x").code(2).stderr(contains("are part 1/3: name every part once"));
+    merge(&["a", "c"], &[], "x").code(2).stderr(contains("--shard 2/3 is not among the parts"));
+    merge(&["a", "twos"], &[], "x").code(2).stderr(contains("is part 1/2, and").and(contains("one of 3")));
+    assert!(!at.join("x/arithmetic.samples.jsonl").exists());
+    let some = merge(&["a", "c"], &["--partial"], "some").success();
+    some.stdout(contains("6 of 6 rows asked (the split has 9)")).stderr(contains("without --shard 2/3"));
+    merge(&["c", "a", "b"], &[], "all").success().stdout(contains("9 of 9 rows asked;"));
+
+    // Other rows, or asked otherwise.
+    problems(at, 8);
+    eval(at, "others", &["--shard", "2/3"]).assert().success();
+    merge(&["a", "others", "c"], &[], "x").code(2).stderr(contains("were not asked alike: the rows"));
+    problems(at, 9);
+    let mut short = l2d();
+    short.arg("eval").arg("--model").arg(tiny()).args(["--tasks", "arithmetic", "--max-tokens", "9", "--shard", "2/3"]);
+    short.arg("--data").arg(at).arg("--out").arg(at.join("short")).assert().success();
+    merge(&["a", "short", "c"], &[], "x").code(2).stderr(contains("--max-tokens 56 and 9"));
+}
+
+/// A task whose file is not called as it is, with options.
+fn own_task(at: &Path) -> String {
+    let rows: String = (0..6)
+        .map(|i| format!("{{\"a\": {i}, \"options\": [\"{}\", \"{}\"], \"place\": {}}}\n", i * 2, i * 3 + 1, i % 2))
+        .collect();
+    std::fs::write(at.join("test.jsonl"), rows).expect("written");
+    let task = r#"
+        name = "doubles"
+        version = 1
+        max_new_tokens = 8
+        question = "{{ a }}+{{ a }}"
+        answer = "{{ options[place] }}"
+        [data]
+        folder = "."
+        [[metrics]]
+        name = "bare"
+        [likelihood]
+        context = "{{ a }}+{{ a }}="
+        options = "options"
+        index = "{{ place }}"
+    "#;
+    let path = at.join("twice-as-much.toml");
+    std::fs::write(&path, task).expect("written");
+    path.display().to_string()
+}
+
+#[test]
+fn tasks_of_ones_own_are_scored_again_and_put_together_by_their_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let task = own_task(at);
+    let data = at.to_str().expect("text").to_owned();
+    let run = |out: &str, more: &[&str]| {
+        let mut command = l2d();
+        command.args(["eval", "--tasks", &task, "--data", &data, "--model"]).arg(tiny());
+        command.arg("--out").arg(at.join(out)).args(more).assert().success();
+    };
+    for (out, part) in [("a", "1/2"), ("b", "2/2")] {
+        run(out, &["--likelihood", "--shard", part]);
+        run(out, &["--shard", part]);
+    }
+    let named = ["--data", &data, "--tasks", &task];
+    let again = on(at, "rescore", &["a"], &named).assert().success();
+    again.stdout(contains("## doubles (version 1)").and(contains("## doubles_likelihood (version 1)")));
+    let out = at.join("whole").display().to_string();
+    on(at, "merge", &["a", "b"], &[&named[..], &["--out", &out]].concat()).assert().success();
+    for name in ["doubles", "doubles_likelihood"] {
+        assert_eq!(report(&at.join("whole"), name)["runs"][0]["samples"], 6, "{name}");
+    }
+    on(at, "compare", &["whole", "whole"], &["--tasks", &task]).assert().code(2).stderr(contains("nothing to compare"));
+    let unnamed = on(at, "rescore", &["a"], &["--data", &data]).assert().code(2);
+    unnamed.stderr(contains("doubles is no task of this program").and(contains("--tasks FILE.toml")));
+    let none = on(at, "rescore", &["a"], &["--data", &data, "--tasks", "gsm8k"]).assert().code(2);
+    none.stderr(contains("gsm8k.samples.jsonl is not there: the folder has no answers of gsm8k"));
+}
+
+#[test]
+fn what_adaptive_solvers_took_is_drawn_of_several_runs_and_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 3);
+    let adapter = tiny().join("adapter.safetensors").display().to_string();
+    eval(at, "out", &["--adapter", &adapter, "--solver", "bosh3", "--seeds", "1,2"]).assert().success();
+    let chart = at.join("out/evaluations.svg");
+    let text = std::fs::read_to_string(&chart).expect("drawn");
+    assert!(text.contains("bosh3: evaluations per token"), "{text}");
+    std::fs::remove_file(&chart).expect("removed");
+    on(at, "rescore", &["out"], &["--data", at.to_str().expect("text")]).assert().success();
+    assert_eq!(std::fs::read_to_string(&chart).expect("drawn again"), text);
+}
