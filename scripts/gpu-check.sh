@@ -27,19 +27,25 @@ check() {
     export L2D_PARITY=$PWD/$folder/parity
     "$folder/l2d" doctor
     # A device computes one test at a time.
-    "$folder/conformance" "$backend::" --test-threads=1 | tee "$folder/conformance.log" | grep -v '^$' || true
+    ended=0
+    "$folder/conformance" "$backend::" --test-threads=1 >"$folder/conformance.log" || ended=$?
+    grep -v '^$' "$folder/conformance.log" || true
+    listed=$("$folder/conformance" "$backend::" --list | grep -c ': test$' || true)
     failed=$(grep -c '\.\.\. FAILED$' "$folder/conformance.log" || true)
     passed=$(grep -c '\.\.\. ok$' "$folder/conformance.log" || true)
+    ignored=$(grep -c '\.\.\. ignored' "$folder/conformance.log" || true)
+    # A driver that takes the process with it leaves tests that neither passed nor failed.
+    lost=$((listed - passed - failed - ignored))
     echo
     echo "| check | result |"
     echo "|---|---|"
-    echo "| conformance on $backend | $passed passed, $failed failed |"
+    echo "| conformance on $backend | $passed passed, $failed failed, $ignored ignored, $lost not run to their end (exit code $ended) |"
     if [ -n "${MODEL:-}" ]; then
         "$folder/l2d" warmup --backend "$backend" --model "$MODEL" --batch 1,8 --prompt 128 >/dev/null
         "$folder/l2d" bench decode --backend "$backend" --model "$MODEL" --batch 1,8 | sed 's/^/    /'
         "$folder/l2d" bench train --backend "$backend" --model "$MODEL" | sed 's/^/    /'
     fi
-    [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+    [ "$ended" = 0 ] && [ "$failed" = 0 ] && [ "$lost" = 0 ] && [ "$passed" -gt 0 ]
 }
 
 case $action in

@@ -90,10 +90,10 @@ fn of_wgpu() -> Vec<Facts> {
     wgpu_adapters().iter().map(facts).collect()
 }
 
-/// Free and all bytes of the first CUDA device's memory.
+/// Free and all bytes of a CUDA device's memory.
 #[cfg(feature = "cuda")]
-pub(crate) fn cuda_memory() -> Option<(usize, usize)> {
-    cudarc::driver::CudaContext::new(0).ok()?.mem_get_info().ok()
+pub(crate) fn cuda_memory(number: usize) -> Option<(usize, usize)> {
+    cudarc::driver::CudaContext::new(number).ok()?.mem_get_info().ok()
 }
 
 #[cfg(feature = "cuda")]

@@ -67,7 +67,7 @@ impl BackendKind {
     /// one thread each; a GPU is fed from one.
     pub(crate) fn decode_threads(self) -> usize {
         match self {
-            Self::Flex | Self::Ndarray => std::thread::available_parallelism().map_or(1, usize::from),
+            Self::Flex | Self::Ndarray => l2d_core::cpu::num_threads(),
             Self::Wgpu | Self::Vulkan | Self::Metal | Self::Cuda => 1,
         }
     }
@@ -158,6 +158,7 @@ pub(crate) use with_backend;
 /// has.
 #[allow(dead_code, reason = "called where a GPU backend is compiled in")]
 pub(crate) fn probed<B: Backend>(place: &Place) -> Result<Vec<B::Device>, CliError> {
+    crate::device_memory::computing_on(&place.device_numbers());
     let outcome = quietly(|| {
         let devices = place.devices::<B>()?;
         for device in &devices {

@@ -1,13 +1,24 @@
 //! A device that runs out of memory. burn's runtimes can only panic then, some on a thread of their own where nothing catches it.
 
 use std::panic::PanicHookInfo;
+use std::sync::{Mutex, PoisonError};
 
 use crate::memory;
 
 /// What a run can do with less of, and by how much.
 const REMEDY: &str = "training: micro_batch_size at half needs half of the activations, recompute = \"blocks\" keeps those of one block, \
     head_chunk = 256 a quarter of the logits, frozen_weights = \"bf16\" half of the base (l2d plan says what a run takes); decoding: \
-    --batch-size at half needs half of the keys and values";
+    --batch-size at half needs half of the keys and values, --weights bf16 half of the base; a base that does not fit while it is \
+    loaded, in f32, needs a device with more memory";
+
+/// The devices that this process computes on, by number; empty before that is known.
+static COMPUTING_ON: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// Notes which devices this process computes on.
+#[allow(dead_code, reason = "called where a GPU backend is compiled in")]
+pub(crate) fn computing_on(numbers: &[usize]) {
+    *COMPUTING_ON.lock().unwrap_or_else(PoisonError::into_inner) = numbers.to_vec();
+}
 
 /// From here on a device out of memory ends the process with an error, as everything else does that goes wrong.
 pub(crate) fn end_with_an_error() {
@@ -36,10 +47,16 @@ fn asked_for(said: &str) -> Option<Option<u64>> {
 /// What is free, where a driver says.
 fn free() -> String {
     #[cfg(feature = "cuda")]
-    if let Ok(Some((free, total))) = std::panic::catch_unwind(crate::adapters::cuda_memory) {
-        let (free, total) = (memory::written(free as f64), memory::written(total as f64));
-        return format!("; {free} of {total} are free");
+    {
+        let numbers = COMPUTING_ON.try_lock().map(|numbers| numbers.clone()).unwrap_or_default();
+        let free = |number: usize| {
+            let (free, total) = std::panic::catch_unwind(|| crate::adapters::cuda_memory(number)).ok().flatten()?;
+            let (free, total) = (memory::written(free as f64), memory::written(total as f64));
+            Some(format!("; {free} of {total} are free on cuda:{number}"))
+        };
+        return numbers.into_iter().filter_map(free).collect();
     }
+    #[cfg(not(feature = "cuda"))]
     String::new()
 }
 

@@ -56,6 +56,9 @@ pub(crate) enum CliError {
         /// What flex computes.
         expected: f64,
     },
+    /// All ranks know of it, and leave together.
+    #[error(transparent)]
+    Settled(Box<CliError>),
     /// Another rank says it.
     #[error("stopped with the other ranks")]
     Elsewhere,
@@ -95,12 +98,21 @@ impl CliError {
         Self::Io { path: path.as_ref().display().to_string(), source }
     }
 
+    /// Prints the message, and what the user can do about it. `who` has it, where there are several.
+    pub(crate) fn print(&self, who: &str) {
+        eprintln!("error: {who}{self}");
+        if let Some(hint) = self.hint() {
+            eprintln!("hint: {hint}");
+        }
+    }
+
     /// What the user can do about it, where that is not plain from the message.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         use l2d_core::Error;
         let error = match self {
             Self::Core(error) => error,
             Self::Device { remedy, .. } => return Some(*remedy),
+            Self::Settled(error) => return error.hint(),
             Self::Infer(l2d_infer::Error::Context { .. }) => {
                 return Some("shorten the prompt, or ask for fewer tokens with --max-tokens");
             }
@@ -130,6 +142,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Interrupted => ExitCode::from(130),
+            Self::Settled(error) => error.exit_code(),
             Self::Usage(_)
             | Self::Sandbox(l2d_sandbox::Error::Mode(_))
             | Self::Infer(l2d_infer::Error::Parameter { .. } | l2d_infer::Error::Grid(_)) => ExitCode::from(2),

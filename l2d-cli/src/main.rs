@@ -43,10 +43,7 @@ fn main() -> ExitCode {
         Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
         Err(CliError::Elsewhere) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error}");
-            if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
-            }
+            error.print("");
             error.exit_code()
         }
     }
@@ -57,7 +54,7 @@ fn run(mut cli: Cli) -> Result<(), CliError> {
         hub::fetch(path)?;
     }
     let place = &Place::new(cli.backend, cli.devices)?.unchecked(cli.skip_self_check);
-    if place.count() > 1 && !matches!(cli.command, Command::Train(_)) {
+    if place.count() > 1 && !matches!(cli.command, Command::Train(_) | Command::Eval(_)) {
         return Err(CliError::Usage(format!("--devices names {}, and this command computes on one", place.count())));
     }
     let backend = place.kind;

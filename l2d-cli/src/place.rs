@@ -61,12 +61,14 @@ pub(crate) struct Place {
     numbers: Vec<usize>,
     /// Whether a GPU computes known numbers first.
     pub(crate) self_check: bool,
+    /// Whether the command line says so.
+    chosen: bool,
 }
 
 impl Default for Place {
     /// The first backend compiled in, and the device it chooses.
     fn default() -> Self {
-        Self { kind: BackendKind::default_kind(), numbers: Vec::new(), self_check: true }
+        Self { kind: BackendKind::default_kind(), numbers: Vec::new(), self_check: true, chosen: false }
     }
 }
 
@@ -87,12 +89,28 @@ impl Place {
             }
             (backend, named) => backend.or(named).unwrap_or_else(BackendKind::default_kind),
         };
-        Ok(Self { kind, numbers, self_check: true })
+        Ok(Self { kind, numbers, self_check: true, chosen: backend.or(named).is_some() })
+    }
+
+    /// That the CPU computes where a GPU was compiled in is nothing to find out by waiting.
+    fn say_what_else(&self) {
+        let gpus: Vec<&str> =
+            BackendKind::compiled().into_iter().filter(|kind| !kind.is_cpu()).map(BackendKind::name).collect();
+        if !gpus.is_empty() && crate::ranks::speaks() {
+            let (name, gpus) = (self.kind.name(), gpus.join(", "));
+            eprintln!("computing on the CPU ({name}); this program has {gpus} as well: --backend");
+        }
     }
 
     /// The same, where a GPU is taken at its word.
     pub(crate) fn unchecked(self, skip: bool) -> Self {
         Self { self_check: !skip, ..self }
+    }
+
+    /// The numbers of the devices, the first where none was named.
+    #[allow(dead_code, reason = "asked for where a GPU backend is compiled in")]
+    pub(crate) fn device_numbers(&self) -> Vec<usize> {
+        if self.numbers.is_empty() { vec![0] } else { self.numbers.clone() }
     }
 
     /// How many devices were named.
@@ -116,7 +134,7 @@ impl Place {
                 ))
             })?],
         };
-        Ok(Self { kind: self.kind, numbers, self_check: self.self_check })
+        Ok(Self { numbers, ..self.clone() })
     }
 
     /// The devices, one at least.
@@ -124,6 +142,9 @@ impl Place {
     /// # Errors
     /// [`CliError::Usage`] for a number that no device has.
     pub(crate) fn devices<B: Backend>(&self) -> Result<Vec<B::Device>, CliError> {
+        if self.kind.is_cpu() && !self.chosen {
+            self.say_what_else();
+        }
         if self.numbers.is_empty() {
             return Ok(vec![B::Device::default()]);
         }

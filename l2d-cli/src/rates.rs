@@ -62,15 +62,18 @@ pub(crate) fn product_rate<B: Backend>(device: &B::Device, dtype: FloatDType) ->
 pub(crate) fn device_bandwidth<B: Backend>(device: &B::Device) -> f64 {
     // 64 MiB: beyond caches, within what every WebGPU device binds.
     const COUNT: usize = 16 << 20;
-    const PASSES: usize = 8;
-    let vector = Tensor::<B, 1>::ones([COUNT], device);
+    // Beside so many, what starting and awaiting one takes does not count. With the feature fusion neighbouring sums would become
+    // one, so that there each is awaited.
+    const PASSES: usize = 32;
+    let (one, other) = (Tensor::<B, 1>::ones([COUNT], device), Tensor::<B, 1>::zeros([COUNT], device));
     let mut once = || {
         let start = Instant::now();
-        let mut sum = vector.clone();
-        for _ in 0..PASSES {
-            sum = sum + vector.clone();
-            // Each sum is written before the next begins, and is not fused with it.
-            B::sync(device).ok();
+        let mut sum = one.clone() + other.clone();
+        for _ in 1..PASSES {
+            sum = sum + other.clone();
+            if cfg!(feature = "fusion") {
+                B::sync(device).ok();
+            }
         }
         std::hint::black_box(host_values(sum.narrow(0, 0, 1)));
         // Two vectors are read, one is written.

@@ -133,6 +133,38 @@ fn all_save_and_stop_when_the_job_is_called_off() {
     assert_eq!(checkpoints(&out).last(), Some(&format!("step-{last:08}")));
 }
 
+/// What a job says that must fail, and must not hang.
+fn ended(mut command: Command) -> String {
+    let mut job = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
+    let begun = Instant::now();
+    while job.try_wait().expect("asked").is_none() {
+        if begun.elapsed() > Duration::from_secs(60) {
+            job.kill().expect("killed");
+            panic!("it hangs: {}", said(&job.wait_with_output().expect("ended")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = job.wait_with_output().expect("ended");
+    assert!(!output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+/// The tiny model with one matrix of its third layer zeroed.
+fn changed_base(folder: &Path) {
+    std::fs::create_dir(folder).expect("a folder");
+    for file in std::fs::read_dir(tiny()).expect("the tiny model").flatten() {
+        std::fs::copy(file.path(), folder.join(file.file_name())).expect("copied");
+    }
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    let place = &tensors["model.layers.2.mlp.gate_proj.weight"]["data_offsets"];
+    let at = |end: usize| 8 + header + place[end].as_u64().expect("a place") as usize;
+    bytes[at(0)..at(1)].fill(0);
+    std::fs::write(&path, bytes).expect("written");
+}
+
 #[test]
 fn unequal_ranks_and_missing_ones_are_told() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -165,6 +197,31 @@ fn unequal_ranks_and_missing_ones_are_told() {
     let output = command.output().expect("started");
     let text = said(&output);
     assert!(!output.status.success() && text.contains("differs from rank 0 in its training data"), "{text}");
+
+    // What one of them alone would refuse, or expects otherwise, is heard by all: nobody waits for ever.
+    let apart = |one: [&str; 2], other: [&str; 2]| -> String {
+        let of = |[flag, value]: [&str; 2]| -> Vec<String> {
+            let mut arguments = arguments(at, &out, &[]);
+            match arguments.iter().position(|argument| argument == flag) {
+                Some(place) => arguments[place + 1] = value.to_owned(),
+                None => arguments.extend([flag.to_owned(), value.to_owned()]),
+            }
+            arguments
+        };
+        let mut command = mpirun().expect("there was one");
+        command.args(["-np", "1"]).arg(l2d()).args(of(one));
+        command.args([":", "-np", "1"]).arg(l2d()).args(of(other));
+        ended(command)
+    };
+    let text = apart(["--batch-size", "4"], ["--batch-size", "1"]);
+    assert!(text.contains("`\"batch_size\":1` there, `\"batch_size\":4` on rank 0"), "{text}");
+    let text = apart(["--ranks", "2"], ["--ranks", "3"]);
+    assert!(text.contains("--ranks 3: there are 2"), "{text}");
+    // One layer in the middle of the base, which no adapter's fingerprint looks at.
+    let base = at.join("base");
+    changed_base(&base);
+    let text = apart(["--model", &tiny().display().to_string()], ["--model", &base.display().to_string()]);
+    assert!(text.contains("rank 1 differs from rank 0 in its frozen weights"), "{text}");
 
     let mut expected = arguments(at, &out, &[]);
     expected.extend(["--ranks".to_owned(), "3".to_owned()]);
@@ -226,6 +283,22 @@ fn ranks_share_an_evaluation() {
         "{}",
         said(&output)
     );
+
+    // A rank each for the devices named, and one that cannot begin keeps nobody waiting.
+    let mut devices = eval("devices");
+    devices.splice(0..1, ["--devices", "flex:0-1", "eval"].map(String::from));
+    let output = on_ranks(2, &devices).expect("there was an mpirun");
+    assert!(output.status.success(), "{}", said(&output));
+    let output = alone(&devices);
+    assert!(!output.status.success() && said(&output).contains("computes on one"), "{}", said(&output));
+    let mut command = mpirun().expect("there was one");
+    let mut lacking = eval("lacking");
+    let data = lacking.iter().position(|argument| argument == "--data").expect("there");
+    lacking[data + 1] = "/no/such/folder".into();
+    command.args(["-np", "1"]).arg(l2d()).args(eval("lacking")).args([":", "-np", "1"]).arg(l2d()).args(lacking);
+    let text = ended(command);
+    assert!(text.contains("/no/such/folder"), "{text}");
+    assert!(!at.join("lacking/ranks/1-of-2/arithmetic.samples.jsonl").exists(), "nobody has begun");
 
     let mut sharded = eval("three");
     sharded.extend(["--shard".to_owned(), "1/2".to_owned()]);

@@ -48,8 +48,8 @@ pub enum Error {
     },
     /// A device cannot hold a tensor.
     #[error(
-        "{path}: tensor `{name}` has {} MB in f32, and this device holds {} MB in one piece; use another backend (vulkan and \
-         cuda have no such limit), or a smaller model", .bytes / 1_000_000, .limit / 1_000_000
+        "{path}: tensor `{name}` has {} MB in f32, and this device holds {} MB in one piece; use another backend (cuda and \
+         the CPU have no such limit), or a smaller model", .bytes / 1_000_000, .limit / 1_000_000
     )]
     DeviceLimit {
         /// The checkpoint.

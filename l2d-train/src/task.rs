@@ -5,7 +5,9 @@ use std::path::Path;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
-use l2d_core::checkpoint::{BaseFingerprint, StoredDtype, load_adapter_of, read_tensors, save_adapter, write_tensors};
+use l2d_core::checkpoint::{
+    BaseFingerprint, StoredDtype, load_adapter_of, read_tensors, save_adapter, weights_digest, write_tensors,
+};
 use l2d_core::diffusion::DiffusionPath;
 use l2d_core::error::Error as CoreError;
 use l2d_core::lm::{HostTensor, Lm};
@@ -45,8 +47,8 @@ pub trait Task<AB: AutodiffBackend> {
     /// The class index of examples without a class, when classes are trained.
     fn no_class(&self, model: &Self::Model) -> Option<usize>;
 
-    /// What recognises the weights that stay as they are, where there are any.
-    fn frozen(&self, _model: &Self::Model) -> Option<String> {
+    /// What recognises the weights that stay as they are, where there are any: every matrix has a part in it.
+    fn frozen_digest(&self, _model: &Self::Model) -> Option<String> {
         None
     }
 
@@ -125,8 +127,8 @@ impl<AB: AutodiffBackend> Task<AB> for L2dTask<AB> {
         model.config.no_class()
     }
 
-    fn frozen(&self, _model: &Self::Model) -> Option<String> {
-        Some(self.base.weights.clone())
+    fn frozen_digest(&self, _model: &Self::Model) -> Option<String> {
+        Some(weights_digest(self.lm()))
     }
 
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
@@ -181,8 +183,8 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
         None
     }
 
-    fn frozen(&self, model: &Self::Model) -> Option<String> {
-        frozen_base(model)
+    fn frozen_digest(&self, model: &Self::Model) -> Option<String> {
+        is_frozen(model).then(|| weights_digest(&model.valid()))
     }
 
     fn save(&self, model: &Self::Model, folder: &Path, notes: &BTreeMap<String, String>) -> Result<()> {
@@ -220,8 +222,12 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
     }
 }
 
-/// What recognises the weights that stay as they are, where there are any (low-rank corrections).
+/// Whether a model has weights that stay as they are: with low-rank corrections.
+fn is_frozen<AB: AutodiffBackend>(model: &Lm<AB>) -> bool {
+    !model.final_norm.weight.is_require_grad()
+}
+
+/// What checkpoints recognise those weights by.
 fn frozen_base<AB: AutodiffBackend>(model: &Lm<AB>) -> Option<String> {
-    let frozen = !model.final_norm.weight.is_require_grad();
-    frozen.then(|| BaseFingerprint::of(&model.valid()).weights)
+    is_frozen(model).then(|| BaseFingerprint::of(&model.valid()).weights)
 }

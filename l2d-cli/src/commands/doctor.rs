@@ -107,7 +107,7 @@ fn cpu(quick: bool) -> Cpu {
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     Cpu {
         name: name.unwrap_or("unknown").to_owned(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: l2d_core::cpu::num_threads(),
         instructions: instructions(),
         memory: memory::available(),
         product_rate: (!quick).then(host_product_rate),

@@ -27,6 +27,9 @@ pub(crate) fn run<B: Backend>(args: &WarmupArgs, backend: BackendKind, device: &
         return Err(CliError::Usage("--batch and --prompt must be at least 1".into()));
     }
     args.decode.check_guidance()?;
+    if backend.is_cpu() {
+        eprintln!("on a CPU nothing is compiled while it runs: this warms nothing up, it only measures");
+    }
     let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
     let usual = if args.model.adapter.is_some() { vec![1, model.default_steps()] } else { vec![1] };
     let budgets = args.decode.budgets(args.steps.as_deref(), &usual)?;

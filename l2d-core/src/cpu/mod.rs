@@ -28,3 +28,4 @@ pub use elementwise::softmax_weights;
 pub use extension::DecodeOps;
 pub use packed::{LowRank, PackedFormat, PackedMatrix, WeightFormat};
 pub use pages::{CacheFormat, PageShape, PagedSequence, Place, attend};
+pub use threads::num_threads;

@@ -74,13 +74,18 @@ pub(super) fn run(pieces: usize, work: impl Fn(usize) + Sync) {
     }
 }
 
+/// Threads that compute at once: as many as `RAYON_NUM_THREADS` says, as rayon has it, else one for each core.
+pub fn num_threads() -> usize {
+    std::env::var("RAYON_NUM_THREADS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .filter(|&count: &usize| count > 0)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 fn team() -> &'static Team {
     TEAM.get_or_init(|| {
-        let threads = std::env::var("RAYON_NUM_THREADS")
-            .ok()
-            .and_then(|count| count.parse().ok())
-            .filter(|&count: &usize| count > 0)
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = num_threads();
         // Helpers are never joined: they hold nothing, and end with the process.
         let started = (1..threads)
             .map_while(|number| {

@@ -59,11 +59,18 @@ impl Ranks for Mpi {
     }
 
     fn sum(&self, values: &mut [f32]) -> Result<()> {
-        let mut own = Vec::with_capacity(BUCKET.min(values.len()));
+        // An all-reduce in its two halves: each rank adds up one stretch, and tells the others. That the one call
+        // gives the same bits everywhere the standard does not say.
+        let mut whole = Vec::with_capacity(BUCKET.min(values.len()) + self.size());
         for bucket in values.chunks_mut(BUCKET) {
-            own.clear();
-            own.extend_from_slice(bucket);
-            self.world.all_reduce_into(&own[..], bucket, SystemOperation::sum());
+            let stretch = bucket.len().div_ceil(self.size());
+            whole.clear();
+            whole.extend_from_slice(bucket);
+            whole.resize(stretch * self.size(), 0.0);
+            let mut own = vec![0.0_f32; stretch];
+            self.world.reduce_scatter_block_into(&whole[..], &mut own[..], SystemOperation::sum());
+            self.world.all_gather_into(&own[..], &mut whole[..]);
+            bucket.copy_from_slice(&whole[..bucket.len()]);
         }
         Ok(())
     }

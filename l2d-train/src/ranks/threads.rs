@@ -5,11 +5,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::Ranks;
 use crate::error::{Result, TrainError};
 
+/// What a rank lays down.
+#[derive(Debug, Clone)]
+enum Laid {
+    Message(Arc<[u8]>),
+    Values(Arc<[f32]>),
+}
+
 /// What the threads share.
 #[derive(Debug)]
 struct Table {
     /// What each rank has laid down in this round.
-    laid: Vec<Option<Arc<[u8]>>>,
+    laid: Vec<Option<Laid>>,
     /// Ranks that have not yet taken what was laid down.
     takers: usize,
     /// A rank that is gone.
@@ -64,8 +71,17 @@ impl Threads {
         }
     }
 
+    /// A round of values.
+    fn values(&self, own: &[f32]) -> Result<Vec<Arc<[f32]>>> {
+        let values = |laid| match laid {
+            Laid::Values(values) => Ok(values),
+            Laid::Message(_) => Err(out_of_step()),
+        };
+        self.round(Laid::Values(own.into()))?.into_iter().map(values).collect()
+    }
+
     /// Lays something down, and takes what all have laid down, in the order of the ranks.
-    fn round(&self, own: Arc<[u8]>) -> Result<Vec<Arc<[u8]>>> {
+    fn round(&self, own: Laid) -> Result<Vec<Laid>> {
         // The round before must be over for everybody.
         let mut table = self.when(self.table(), |table| table.takers == 0)?;
         table.laid[self.rank] = Some(own);
@@ -94,26 +110,44 @@ impl Ranks for Threads {
     }
 
     fn sum(&self, values: &mut [f32]) -> Result<()> {
-        let own: Arc<[u8]> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let all = self.round(own)?;
-        values.fill(0.0);
-        for theirs in all {
-            assert_eq!(theirs.len(), values.len() * 4, "ranks sum equally many values");
-            for (sum, value) in values.iter_mut().zip(theirs.as_chunks().0) {
-                *sum += f32::from_le_bytes(*value);
+        // Each adds up one stretch and tells the others: every value is added up once, by one rank.
+        let all = self.values(values)?;
+        assert!(all.iter().all(|theirs| theirs.len() == values.len()), "ranks sum equally many values");
+        let length = values.len().div_ceil(self.size).max(1);
+        let from = (self.rank * length).min(values.len());
+        let stretch = from..(from + length).min(values.len());
+        let own = &mut values[stretch.clone()];
+        own.fill(0.0);
+        for theirs in &all {
+            for (sum, value) in own.iter_mut().zip(&theirs[stretch.clone()]) {
+                *sum += value;
             }
+        }
+        drop(all);
+        let sums = self.values(own)?;
+        for (part, sum) in values.chunks_mut(length).zip(sums) {
+            part.copy_from_slice(&sum);
         }
         Ok(())
     }
 
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.round(own.into())?.into_iter().map(|said| said.to_vec()).collect())
+        let message = |laid| match laid {
+            Laid::Message(said) => Ok(said.to_vec()),
+            Laid::Values(_) => Err(out_of_step()),
+        };
+        self.round(Laid::Message(own.into()))?.into_iter().map(message).collect()
     }
 
     fn abandon(&self) {
         self.table().gone.get_or_insert(self.rank);
         self.shared.changed.notify_all();
     }
+}
+
+/// Ranks do not all do the same.
+fn out_of_step() -> TrainError {
+    TrainError::Ranks { reason: "the ranks are out of step: one adds up while another speaks".into() }
 }
 
 impl Drop for Threads {
@@ -191,5 +225,56 @@ mod tests {
         });
         assert!(found.iter().all(|said| said == &found[0]), "{found:?}");
         assert!(found[0].contains("settings") && found[0].contains("rank 2"), "{}", found[0]);
+    }
+
+    #[test]
+    fn every_value_is_added_up_by_one_rank_in_the_order_of_the_ranks() {
+        for (size, count) in [(2, 7), (3, 7), (5, 3), (4, 0), (3, 1000)] {
+            let value = |rank: usize, place: usize| ((rank * 31 + place * 7) as f32).sin() * 10f32.powi(rank as i32);
+            let expected: Vec<f32> =
+                (0..count).map(|place| (0..size).fold(0.0, |sum, rank| sum + value(rank, place))).collect();
+            let found = on_all(size, |ranks| {
+                let mut values: Vec<f32> = (0..count).map(|place| value(ranks.rank(), place)).collect();
+                ranks.sum(&mut values).expect("all are there");
+                values
+            });
+            assert!(found.iter().all(|values| *values == expected), "{size} ranks, {count} values");
+        }
+    }
+
+    #[test]
+    fn a_rank_out_of_step_is_told() {
+        let found = on_all(2, |ranks| match ranks.rank() {
+            0 => ranks.wait().map_err(|error| error.to_string()),
+            _ => ranks.sum(&mut [1.0]).map_err(|error| error.to_string()),
+        });
+        assert!(found.iter().all(|said| said.as_ref().is_err_and(|said| said.contains("out of step"))), "{found:?}");
+    }
+
+    /// What docs/scaling.md calls the rate at which ranks of one process add up; run by hand:
+    /// `cargo test --release -p l2d-train --lib -- --ignored --nocapture adding_up`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn adding_up_takes() {
+        for (size, count) in [(2, 37 << 20), (2, 73 << 20), (4, 37 << 20), (8, 37 << 20)] {
+            let seconds = on_all(size, |ranks| {
+                let mut values = vec![ranks.rank() as f32; count];
+                let mut rounds = Vec::new();
+                for _ in 0..5 {
+                    ranks.wait().expect("all are there");
+                    let start = std::time::Instant::now();
+                    ranks.sum(&mut values).expect("all are there");
+                    rounds.push(start.elapsed().as_secs_f64());
+                }
+                rounds.sort_by(f64::total_cmp);
+                rounds[2]
+            });
+            let slowest = seconds.into_iter().fold(0.0, f64::max);
+            eprintln!(
+                "{size} ranks, {} MB: {slowest:.3} s, {:.2} GB/s",
+                4 * count / 1_000_000,
+                4e-9 * count as f64 / slowest
+            );
+        }
     }
 }

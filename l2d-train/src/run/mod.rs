@@ -153,7 +153,7 @@ where
 ///
 /// # Errors
 /// As there; [`TrainError::Unequal`] where the ranks differ in settings, data or weights, [`TrainError::Ranks`] where one is gone.
-/// On any error but these and [`TrainError::Diverged`], which all have, [`Ranks::abandon`] is to be called.
+/// On any error but these, [`TrainError::Config`] and [`TrainError::Diverged`], which all have, [`Ranks::abandon`] is to be called.
 pub fn train_together<AB, T>(
     task: &T,
     model: T::Model,
@@ -171,6 +171,19 @@ where
     AB: AutodiffBackend,
     T: Task<AB>,
 {
+    let settings = identity::settings(config)?;
+    let names = trained_parameter_names::<AB, _>(&model);
+    if ranks.size() > 1 {
+        // Before anything is refused: what is refused on one rank is refused on all then.
+        agree(
+            ranks,
+            &[
+                ("version", env!("CARGO_PKG_VERSION").into()),
+                ("settings", settings.to_string()),
+                ("trained parameters", names.join(", ")),
+            ],
+        )?;
+    }
     config.check()?;
     if config.batch_size < ranks.size() {
         let reason = format!("{} ranks share a batch: it must have as many sequences at least", ranks.size());
@@ -180,7 +193,7 @@ where
         return Err(TrainError::NoData("the training set is empty".into()));
     }
     let groups = config.parameter_groups()?;
-    groups.check(&trained_parameter_names::<AB, _>(&model))?;
+    groups.check(&names)?;
     let total_steps = config.total_steps(examples.len());
     let mut run = Loop {
         task,
@@ -199,7 +212,7 @@ where
             generation_pending: false,
             stale_validations: 0,
             improved_to: None,
-            settings: identity::settings(config)?,
+            settings,
             data: identity::hexadecimal(&examples.fingerprint()),
         },
         on_disk: None,
@@ -212,16 +225,13 @@ where
         ranks,
     };
     if ranks.size() > 1 {
-        let settings = run.state.settings.to_string();
         let held_back = identity::hexadecimal(&validation.fingerprint());
         agree(
             ranks,
             &[
-                ("version", env!("CARGO_PKG_VERSION").into()),
-                ("settings", settings),
                 ("training data", run.state.data.clone()),
                 ("validation data", held_back),
-                ("frozen weights", task.frozen(&run.model).unwrap_or_default()),
+                ("frozen weights", task.frozen_digest(&run.model).unwrap_or_default()),
                 ("initial weights", identity::weights::<AB, _>(&run.model)),
             ],
         )?;

@@ -51,7 +51,8 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             seconds.waiting += lap.seconds();
         }
         gradients.scale(1.0 / loss.tokens as f64);
-        let gradient_norm = gradients.norm();
+        // A GPU may add up in another order each time. All must clip by one number, or their weights part in the last bits.
+        let gradient_norm = self.first_rank_says(gradients.norm())?;
         // On a GPU the backward pass has come to an end when its norm is known.
         seconds.gradients += lap.seconds();
         self.good(step, "gradient norm", gradient_norm, None, self.state.step)?;
@@ -81,6 +82,13 @@ impl<AB: AutodiffBackend, T: Task<AB>> Loop<'_, AB, T> {
             memory: None,
             epoch: self.state.examples_seen as f64 / self.examples.len() as f64,
         })
+    }
+
+    /// The first rank's number.
+    fn first_rank_says(&self, own: f64) -> Result<f64> {
+        let said = self.ranks.first_says(&own.to_le_bytes())?;
+        let unread = || TrainError::Ranks { reason: "a message of another length than expected".into() };
+        Ok(f64::from_le_bytes(said.try_into().map_err(|_| unread())?))
     }
 
     /// Adds up the loss of all ranks, and gives the sum of `tokens`.

@@ -184,7 +184,7 @@ pub(crate) fn run<B: Backend>(
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         backend: backend.name().into(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: l2d_core::cpu::num_threads(),
         model: args.model.model.display().to_string(),
         adapter: args.model.adapter.as_ref().map(|path| path.display().to_string()),
         weights: args

@@ -116,7 +116,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind, devic
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         backend: backend.name(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: l2d_core::cpu::num_threads(),
         model: args.model.display().to_string(),
         autodiff: !by_hand,
         settings: config.clone(),

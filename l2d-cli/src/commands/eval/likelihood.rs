@@ -2,21 +2,124 @@
 
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
-use l2d_eval::BoxError;
-use l2d_eval::likelihood::{LikelihoodScorer, OptionLikelihood, ScoredQuestion};
-use l2d_eval::task::LikelihoodQuestion;
+use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer, OptionLikelihood, ScoredQuestion};
+use l2d_eval::report::{Published, Report, TaskReport};
+use l2d_eval::task::{LikelihoodQuestion, Profile};
+use l2d_eval::tasks::by_name;
+use l2d_eval::{BoxError, Journal, RunSettings, Task, Tools};
 use l2d_infer::decode::{Continuations, Decoder};
+use l2d_infer::sampler::SamplingParams;
+use l2d_train::ranks::Ranks;
+use serde_json::json;
 
-use crate::model::Text;
+use super::identity::Identity;
+use super::kept::SAMPLES;
+use super::{Rows, again, check_owners, each_once, nothing_to_ask, outputs, published, read};
+use crate::args::EvalArgs;
+use crate::backend::BackendKind;
+use crate::error::CliError;
+use crate::model::{Model, Text, on_interrupt};
+use crate::progress::EvalProgress;
+use crate::ranks::settle;
+
+/// What stands before the first question is scored.
+struct Ready<B: Backend> {
+    published: Option<Published>,
+    tasks: Vec<ByLikelihood>,
+    asked: Vec<Rows>,
+    model: Model<B>,
+    text: Text,
+    identity: Identity,
+}
+
+impl<B: Backend> Ready<B> {
+    fn new(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<Self, CliError> {
+        if args.decode.sampling() != SamplingParams::default() {
+            return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
+        }
+        args.scoring.profile.parse::<Profile>()?;
+        each_once("--tasks", &args.tasks)?;
+        if args.batch_size == 0 {
+            return Err(CliError::Usage("--batch-size must be at least 1".into()));
+        }
+        let published = published(&args.scoring)?;
+        let mut tasks = Vec::new();
+        for name in &args.tasks {
+            let mut task = ByLikelihood::new(by_name(name, &Tools::default())?)?;
+            if let Some(shots) = args.shots {
+                task.set_shots(shots)?;
+            }
+            tasks.push(task);
+        }
+        let asked = tasks.iter().map(|task| read(args, task)).collect::<Result<Vec<_>, _>>()?;
+        let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
+        let identity = Identity::of(&args.model, model.lm(), &text, B::name(device))?;
+        check_owners(args, &identity, tasks.iter().map(|task| task.name()))?;
+        Ok(Self { published, tasks, asked, model, text, identity })
+    }
+
+    /// The tasks with their questions.
+    fn evaluations(
+        &self,
+        args: &EvalArgs,
+        scorer: &mut ModelScorer<'_, B>,
+        ranks: &dyn Ranks,
+    ) -> Result<Vec<LikelihoodEvaluation<'_>>, CliError> {
+        let context = self.model.lm().config.max_positions;
+        let mut evaluations = Vec::with_capacity(self.tasks.len());
+        for (task, Rows { rows, shots, .. }) in self.tasks.iter().zip(&self.asked) {
+            let selection = args.selection();
+            let evaluation = LikelihoodEvaluation::prepare(task, rows, shots, &selection, context, scorer);
+            evaluations.push(evaluation.map_err(|error| nothing_to_ask(error, ranks))?);
+        }
+        Ok(evaluations)
+    }
+}
+
+/// Scores the options of every question, and keeps what it found as it goes.
+pub(super) fn run<B: Backend>(
+    args: &EvalArgs,
+    backend: BackendKind,
+    device: &Device<B>,
+    ranks: &dyn Ranks,
+) -> Result<(), CliError> {
+    let ready = settle(ranks, Ready::<B>::new(args, backend, device))?;
+    let cancel = on_interrupt()?;
+    let decoder = Decoder::plain(ready.model.lm());
+    let mut scorer = ModelScorer { decoder, text: &ready.text, cancel: &cancel, threads: backend.decode_threads() };
+    let evaluations = settle(ranks, ready.evaluations(args, &mut scorer, ranks))?;
+    for ((task, evaluation), Rows { files, .. }) in ready.tasks.iter().zip(&evaluations).zip(&ready.asked) {
+        let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
+        let generation = json!({ "asked": { "shots": task.shots() }, "model": ready.identity.key, "likelihood": true });
+        let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
+        let mut progress = EvalProgress::new(task.name().to_owned());
+        let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
+        progress.finish();
+        let interrupted = result.interrupted;
+        if !result.samples.is_empty() {
+            let runs = [(settings, result)];
+            let hash = Some(evaluation.prompt_hash());
+            let described = TaskReport::new(task, Profile::Harness, evaluation.counts(), hash, files);
+            let runs = again::reports(task, Profile::Harness, &runs);
+            let report = Report::new(described, ready.identity.description.clone(), runs);
+            outputs::write(&args.out, &report, ready.published.as_ref(), args.part_of.is_none())?;
+        }
+        if interrupted {
+            return Err(CliError::Interrupted);
+        }
+    }
+    Ok(())
+}
 
 /// Scores options with the plain LM.
-pub(super) struct ModelScorer<'a, B: Backend> {
-    pub(super) decoder: Decoder<'a, B>,
-    pub(super) text: &'a Text,
-    pub(super) cancel: &'a AtomicBool,
+struct ModelScorer<'a, B: Backend> {
+    decoder: Decoder<'a, B>,
+    text: &'a Text,
+    cancel: &'a AtomicBool,
     /// Threads to score a batch in, at most.
-    pub(super) threads: usize,
+    threads: usize,
 }
 
 impl<B: Backend> ModelScorer<'_, B> {

@@ -12,7 +12,7 @@ use super::merge::{self, Parts};
 use crate::args::{AnswersArgs, EvalArgs, MergeArgs};
 use crate::backend::BackendKind;
 use crate::error::CliError;
-use crate::ranks::settle;
+use crate::ranks::{alone_failed, settle};
 
 /// The folder in that of the evaluation in which the ranks keep their journals.
 const PARTS: &str = "ranks";
@@ -27,7 +27,7 @@ pub(super) fn run<B: Backend>(
     let count = ranks.size();
     let part = |rank: usize| args.out.join(PARTS).join(format!("{}-of-{count}", rank + 1));
     let own = if args.shard.is_some() {
-        Err(CliError::Usage("--shard: the ranks share the rows among themselves; leave it out".into()))
+        settle(ranks, Err(CliError::Usage("--shard: the ranks share the rows among themselves; leave it out".into())))
     } else {
         let own = EvalArgs {
             shard: Some(Shard { index: ranks.rank() + 1, count }),
@@ -37,15 +37,14 @@ pub(super) fn run<B: Backend>(
             part_of: Some(args.out.clone()),
             ..args.clone()
         };
-        answer::<B>(&own, backend, device).map_err(|error| match error {
-            CliError::Eval(l2d_eval::Error::NoRows { task, .. }) => CliError::Usage(format!(
-                "{task}: rank {} has no row to ask: {count} ranks are more than there are rows; start fewer",
-                ranks.rank()
-            )),
-            other => other,
-        })
+        answer::<B>(&own, backend, device, ranks)
     };
-    settle(ranks, own)?;
+    match own {
+        // Whoever is called off has its answers kept; the others go on with theirs, or are called off, too.
+        Ok(()) | Err(CliError::Interrupted) => settle(ranks, own)?,
+        // Hours may pass before the others would hear of it.
+        Err(error) => return Err(alone_failed(ranks, error)),
+    }
     let merged = match ranks.is_first() {
         true if args.predict_only => {
             eprintln!("the answers are in {}; `l2d eval merge` scores them", args.out.join(PARTS).display());

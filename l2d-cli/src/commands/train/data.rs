@@ -77,7 +77,7 @@ pub(crate) fn open(
         max_tokens: limit,
         bad_rows: config.bad_rows,
         cache,
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: l2d_core::cpu::num_threads(),
     };
     text.template()?;
     if !aloud {

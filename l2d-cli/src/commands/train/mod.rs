@@ -40,7 +40,7 @@ use crate::hub::name_of;
 use crate::model::{Model, Text, load_base, on_interrupt};
 use crate::place::Place;
 use crate::progress::TrainProgress;
-use crate::ranks::{self, Joined, settle, together_failed};
+use crate::ranks::{self, Joined, all_know, alone_failed, settle, together_failed};
 use crate::selfcheck;
 
 /// Runs the command: alone, on several devices of this machine, or as one of several processes.
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &TrainArgs, place: &Place) -> Result<(), CliError> {
     }
     ranks::on_device(ranks, place, local, |place, entered| {
         with_backend!(place, B, devices => {
-            entered.set(true);
+            entered.enter(ranks)?;
             on_rank::<B>(args, place, &devices[0], &cancel, ranks)
         })
     })
@@ -73,7 +73,12 @@ fn on_threads<B: Backend>(
         let threads: Vec<_> = Threads::new(devices.len())
             .into_iter()
             .zip(devices)
-            .map(|(ranks, device)| scope.spawn(move || on_rank::<B>(args, place, device, cancel, &ranks)))
+            .map(|(ranks, device)| {
+                scope.spawn(move || {
+                    let outcome = on_rank::<B>(args, place, device, cancel, &ranks);
+                    outcome.map_err(|error| alone_failed(&ranks, error))
+                })
+            })
             .collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -294,7 +299,7 @@ impl<B: Backend> Session<'_, B> {
             if ranks.is_first() {
                 eprintln!("stopped before the first update: nothing was trained, nothing is written");
             }
-            return Err(CliError::Interrupted);
+            return Err(all_know(CliError::Interrupted));
         }
         Ok(trained)
     }
@@ -308,7 +313,8 @@ impl<B: Backend> Session<'_, B> {
     ) -> Result<(), CliError> {
         let written = if self.ranks.is_first() { write().map(Some) } else { Ok(None) };
         match settle(self.ranks, written)? {
-            Some(written) => finish(trained, run, &written),
+            // The others have nothing left to do.
+            Some(written) => finish(trained, run, &written).map_err(all_know),
             // The first rank's exit code says how the run ended.
             None => Ok(()),
         }
