@@ -6,6 +6,9 @@
 An update is the slowest rank's gradients and their sum over all ranks. A ring moves 2 (N - 1) / N of the gradients'
 bytes through every link, in 2 (N - 1) steps. Inside a machine the link is the GPUs' own, between machines the network; a ring
 over several machines goes as fast as its slowest link.
+
+As `--devices` and `mpi` work now, no gradient goes through the GPUs' link: each is copied to the host, added up there, and copied
+back. --adding is what the processor's memory allows there: measured, see docs/scaling.md. --host 0 is a sum on the GPUs.
 """
 
 import argparse
@@ -17,7 +20,7 @@ MODELS = {
 }
 
 
-def update(base, trained, sequences, tokens, rate, ranks, per_machine, inside, network, latency, host):
+def update(base, trained, sequences, tokens, rate, ranks, per_machine, inside, network, latency, host, adding):
     """Seconds of gradients and of their sum. AdamW is the same on every rank and left out."""
     # Main pass forward, diffusion path forward and back to its inputs: three passes of 2 operations a weight and token.
     # Every token of a sequence is taken as labelled: an upper bound.
@@ -26,9 +29,13 @@ def update(base, trained, sequences, tokens, rate, ranks, per_machine, inside, n
     link = inside if ranks <= per_machine else min(inside, network)
     if ranks == 1:
         return gradients, 0.0
-    total = 2 * (ranks - 1) / ranks * size / link + 2 * (ranks - 1) * latency
-    # By way of the host (what --devices and mpi do now): down, sum there, and up again.
-    total += 2 * size / host if host else 0.0
+    if not host:
+        return gradients, 2 * (ranks - 1) / ranks * size / link + 2 * (ranks - 1) * latency
+    # Down to the host and up again, and the sum there; between machines also the network.
+    total = 2 * size / host + size / adding
+    machines = -(-ranks // per_machine)
+    if machines > 1:
+        total += 2 * (ranks - 1) / ranks * size / network + 2 * (ranks - 1) * latency
     return gradients, total
 
 
@@ -42,6 +49,7 @@ def main():
     number("--network", 40e9, "bytes a second of the network, for each GPU")
     number("--latency", 10e-6, "seconds of one step of the ring")
     number("--host", 20e9, "bytes a second between GPU and host; 0 where the sum stays on the GPUs (NCCL)")
+    number("--adding", 0.9e9, "bytes of gradients a second that the ranks of a machine add up in the host's memory")
     number("--machine", 8, "GPUs of a machine")
     given = arguments.parse_args()
     print("| model | GPUs | batch | bytes a GPU sends | gradients, s | sum, s | efficiency | tokens/s |")
@@ -55,7 +63,7 @@ def main():
                     continue
                 cost = lambda n, batch: update(
                     base, trained, batch, given.tokens, given.rate, n, int(given.machine), given.inside, given.network,
-                    given.latency, given.host,
+                    given.latency, given.host, given.adding,
                 )
                 gradients, total = cost(ranks, sequences)
                 alone = sum(cost(1, sequences))
