@@ -22,6 +22,9 @@ pub struct Record {
     pub key: String,
     /// The task.
     pub task: String,
+    /// Its version, which records of before do not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// The row of the split, from 0.
     pub row: usize,
     /// Which sample of the row, from 0.
@@ -228,6 +231,7 @@ mod tests {
         Record {
             key: key.to_owned(),
             task: "gsm8k".to_owned(),
+            version: Some(1),
             row: 3,
             sample: 0,
             seed: 1,

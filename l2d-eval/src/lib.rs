@@ -22,6 +22,7 @@
 //! # Ok::<(), l2d_eval::Error>(())
 //! ```
 
+pub mod asked;
 pub mod code;
 pub mod error;
 mod extract;
@@ -32,6 +33,7 @@ pub mod likelihood;
 pub mod metric;
 mod near;
 pub mod plot;
+mod program;
 pub mod report;
 mod rescore;
 pub mod rows;
@@ -41,6 +43,7 @@ pub mod task;
 pub mod tasks;
 mod write;
 
+pub use asked::Asked;
 pub use code::{CodeRunner, CodeVerdict, Tools};
 pub use error::{BoxError, Error, Result};
 pub use generate::{Completion, FinishReason, GenerateRequest, Generator, Guessed};

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::asked::{self, ranges};
 use crate::error::{BoxError, Error, Result};
 use crate::generate::{Completion, FinishReason};
 use crate::journal::{Journal, Record, hash, sample_key};
@@ -150,6 +151,7 @@ pub struct LikelihoodEvaluation<'t> {
     asked: Vec<Asked>,
     counts: RowCounts,
     prompt_hash: String,
+    chosen: String,
 }
 
 impl<'t> LikelihoodEvaluation<'t> {
@@ -201,7 +203,7 @@ impl<'t> LikelihoodEvaluation<'t> {
         let texts: Vec<(&str, &[String])> =
             asked.iter().map(|asked| (&*asked.question.context, &*asked.question.continuations)).collect();
         let prompt_hash = hash(&serde_json::to_vec(&texts)?);
-        Ok(Self { task, asked, counts, prompt_hash })
+        Ok(Self { task, asked, counts, prompt_hash, chosen: selection.described() })
     }
 
     /// What became of the rows.
@@ -212,6 +214,21 @@ impl<'t> LikelihoodEvaluation<'t> {
     /// The hash of all questions.
     pub fn prompt_hash(&self) -> &str {
         &self.prompt_hash
+    }
+
+    /// What a run with these settings is to ask; `files` are the SHA-256 of those it reads.
+    pub fn asked(&self, settings: &RunSettings, files: Vec<String>) -> asked::Asked {
+        asked::Asked {
+            version: self.task.version(),
+            settings: settings.generation.clone(),
+            seed: settings.seed,
+            samples: 1,
+            rows: ranges(self.asked.iter().map(|asked| asked.row)),
+            chosen: self.chosen.clone(),
+            counts: self.counts,
+            prompt_hash: self.prompt_hash.clone(),
+            files,
+        }
     }
 
     /// The questions with their rows.
@@ -311,6 +328,7 @@ impl<'t> LikelihoodEvaluation<'t> {
         Ok(Record {
             key: key.to_owned(),
             task: self.task.name.clone(),
+            version: Some(self.task.version()),
             row: asked.row,
             sample: 0,
             seed: settings.seed,

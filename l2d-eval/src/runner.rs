@@ -9,6 +9,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::asked::{Asked, ranges};
 use crate::error::{BoxError, Error, Result};
 use crate::generate::{Completion, FinishReason, GenerateRequest, Generator};
 use crate::journal::{Journal, Record, hash, sample_key};
@@ -169,6 +170,8 @@ pub struct Evaluation<'t> {
     prompt_hash: String,
     /// The metric that progress is shown by.
     headline: String,
+    /// [`Asked::chosen`].
+    chosen: String,
 }
 
 impl<'t> Evaluation<'t> {
@@ -250,7 +253,8 @@ impl<'t> Evaluation<'t> {
         }
         let prompts: Vec<&[Turn]> = questions.iter().map(|question| question.turns.as_slice()).collect();
         let prompt_hash = hash(&serde_json::to_vec(&prompts)?);
-        Ok(Self { task, questions, counts, prompt_hash, headline: task.metrics()[0].name.clone().into_owned() })
+        let headline = task.metrics()[0].name.clone().into_owned();
+        Ok(Self { task, questions, counts, prompt_hash, headline, chosen: selection.described() })
     }
 
     /// The same, its progress shown by the metric that `profile` quotes instead of the task's first.
@@ -271,6 +275,21 @@ impl<'t> Evaluation<'t> {
     /// The hash of all prompts: runs with equal ones were asked the same.
     pub fn prompt_hash(&self) -> &str {
         &self.prompt_hash
+    }
+
+    /// What a run with these settings is to ask; `files` are the SHA-256 of those it reads.
+    pub fn asked(&self, settings: &RunSettings, files: Vec<String>) -> Asked {
+        Asked {
+            version: self.task.version(),
+            settings: settings.generation.clone(),
+            seed: settings.seed,
+            samples: settings.samples,
+            rows: ranges(self.questions.iter().map(|question| question.row)),
+            chosen: self.chosen.clone(),
+            counts: self.counts,
+            prompt_hash: self.prompt_hash.clone(),
+            files,
+        }
     }
 
     /// The rows asked, with their prompts.
@@ -364,11 +383,13 @@ impl<'t> Evaluation<'t> {
     /// Beside a sample its record, where a costly judgement is to be kept.
     fn resume(&self, finished: Vec<(&Question, Record)>, scoring: Scoring) -> Result<Vec<(Sample, Option<Record>)>> {
         let (costly, judge) = (self.task.scoring_is_costly(), self.task.judge());
+        // What is only kept now keeps the scores it has.
+        let keeps = costly || scoring == Scoring::Later;
         finished
             .into_par_iter()
             .map(|(question, record)| {
                 let judged = !record.scores.is_empty() && (scoring == Scoring::Later || record.judge == judge);
-                if costly && judged && record.completion.along.is_empty() {
+                if keeps && judged && record.completion.along.is_empty() {
                     let sample = Sample {
                         row: record.row,
                         sample: record.sample,
@@ -382,7 +403,11 @@ impl<'t> Evaluation<'t> {
                 }
                 let sample = self.judge(question, record.sample, record.completion.clone(), record.seconds, scoring)?;
                 let (scores, judge) = (sample.scores.clone(), judge.clone());
-                let kept = (costly && !scores.is_empty()).then(|| Record { scores, judge, ..record });
+                let kept = (costly && scoring == Scoring::Now && !scores.is_empty()).then(|| Record {
+                    scores,
+                    judge,
+                    ..record
+                });
                 Ok((Sample { resumed: true, ..sample }, kept))
             })
             .collect()
@@ -434,6 +459,7 @@ impl<'t> Evaluation<'t> {
         Record {
             key: key.to_owned(),
             task: self.task.name().to_owned(),
+            version: Some(self.task.version()),
             row: sample.row,
             sample: sample.sample,
             seed: settings.seed,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::asked::ranges;
 use crate::error::{Error, Result};
 
 /// One of several parts of a split: the rows whose number leaves `index - 1` when divided by `count`, so that parts are alike
@@ -51,6 +52,14 @@ impl Selection {
     /// The first `limit` rows.
     pub fn first(limit: usize) -> Self {
         Self { limit: Some(limit), ..Self::default() }
+    }
+
+    /// The choice in words, without the part: `all`, `first 100`, `rows 0,5-7`.
+    pub(crate) fn described(&self) -> String {
+        let limit = self.limit.map(|limit| format!("first {limit}"));
+        let rows = self.rows.as_ref().map(|rows| format!("rows {}", ranges(rows.iter().copied())));
+        let parts: Vec<String> = limit.into_iter().chain(rows).collect();
+        if parts.is_empty() { "all".to_owned() } else { parts.join(", ") }
     }
 
     /// Whether rows are left out.

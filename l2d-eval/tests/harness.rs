@@ -77,7 +77,8 @@ fn parts_put_together_are_the_whole() {
         drop(part);
         records.extend(journal::read(&path).unwrap());
     }
-    let Rescoring { runs, rows: counts, changed } = rescore(&task, &rows, &records, Path::new("merged")).unwrap();
+    let Rescoring { runs, rows: counts, changed, .. } =
+        rescore(&task, &rows, &records, &[], Path::new("merged")).unwrap();
     assert!(changed.is_empty(), "judged as they were");
     assert_eq!(runs.len(), 1);
     assert_eq!(essence(&runs[0].result), essence(&whole));
@@ -98,7 +99,7 @@ fn what_was_only_predicted_is_scored_later() {
     assert!(later.samples.iter().all(|sample| sample.scores.is_empty()));
     let other = RunSettings { seed: 8, ..settings(1) };
     evaluation.run(&other, Scoring::Now, &mut sometimes_right, Some(&mut journal), &mut (), &NEVER).unwrap();
-    let Rescoring { runs, changed, .. } = rescore(&task, &rows, journal.records(), &path).unwrap();
+    let Rescoring { runs, changed, .. } = rescore(&task, &rows, journal.records(), &[], &path).unwrap();
     assert_eq!(changed.len(), 6, "those that were only predicted");
     let mut scored = Journal::open(dir.path().join("scored.jsonl")).unwrap();
     scored.append(journal.records()).unwrap();
@@ -106,14 +107,14 @@ fn what_was_only_predicted_is_scored_later() {
     drop(scored);
     let scored = journal::read(&dir.path().join("scored.jsonl")).unwrap();
     assert_eq!(scored.len(), 12, "the last of each key");
-    assert!(rescore(&task, &rows, &scored, &path).unwrap().changed.is_empty());
+    assert!(rescore(&task, &rows, &scored, &[], &path).unwrap().changed.is_empty());
     assert_eq!(runs.iter().map(|run| run.settings.seed).collect::<Vec<_>>(), [7, 8], "in the order they were run");
     assert_eq!(essence(&runs[0].result), essence(&runs[1].result));
     let right = runs[0].result.judged("accuracy").filter(|judged| judged.correct).count();
     assert_eq!(right, 3);
 
     // Samples that are not these rows' are refused.
-    let refused = |task: &dyn Task, rows: &[Row]| rescore(task, rows, journal.records(), &path).unwrap_err();
+    let refused = |task: &dyn Task, rows: &[Row]| rescore(task, rows, journal.records(), &[], &path).unwrap_err();
     let error = refused(&task, &sums(5));
     assert!(matches!(error, Error::JournalMismatch { row: 5, .. }), "{error}");
     assert!(error.to_string().contains("the split has only 5 rows"), "{error}");
@@ -322,7 +323,7 @@ fn programs_that_were_judged_are_not_run_again() {
         assert!(result.judged("accuracy").all(|judged| judged.correct));
         assert_eq!(reader.0.load(Ordering::Relaxed), 3);
     }
-    let Rescoring { runs, .. } = rescore(&task, &rows, journal.records(), Path::new("mbpp")).unwrap();
+    let Rescoring { runs, .. } = rescore(&task, &rows, journal.records(), &[], Path::new("mbpp")).unwrap();
     assert_eq!((runs[0].result.samples.len(), reader.0.load(Ordering::Relaxed)), (3, 6), "scoring again runs them");
 
     // Another judge's verdicts are not taken for this one's; once it has judged, they are its own.

@@ -103,6 +103,11 @@ impl Sandbox {
         &self.layers
     }
 
+    /// The Python that runs, as it is started: in a virtual environment its link.
+    pub fn python(&self) -> &Path {
+        &self.python.executable
+    }
+
     /// The version of the Python that runs.
     pub fn python_version(&self) -> &str {
         &self.python.version

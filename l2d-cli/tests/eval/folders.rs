@@ -70,10 +70,10 @@ fn parts_are_of_one_evaluation_and_each_counts_once() {
     };
     merge(&["a", "b", "a"], &[], "x").code(2).stderr(contains("are one folder: name every part once"));
     std::fs::create_dir(at.join("copy")).expect("made");
-    for file in ["arithmetic.json", "arithmetic.samples.jsonl"] {
-        std::fs::copy(at.join("a").join(file), at.join("copy").join(file)).expect("copied");
-    }
-    merge(&["a", "copy", "b"], &[], "x").code(2).stderr(contains("are part 1/3: name every part once"));
+    std::fs::copy(at.join("a/arithmetic.samples.jsonl"), at.join("copy/arithmetic.samples.jsonl")).expect("copied");
+    merge(&["copy", "b", "c"], &[], "x").code(2).stderr(contains("copy/arithmetic.asked.jsonl is not there"));
+    std::fs::copy(at.join("a/arithmetic.asked.jsonl"), at.join("copy/arithmetic.asked.jsonl")).expect("copied");
+    merge(&["a", "copy", "b", "c"], &[], "x").code(2).stderr(contains("are part 1/3: name every part once"));
     merge(&["a", "c"], &[], "x").code(2).stderr(contains("--shard 2/3 is not among the parts"));
     merge(&["a", "twos"], &[], "x").code(2).stderr(contains("is part 1/2, and").and(contains("one of 3")));
     assert!(!at.join("x/arithmetic.samples.jsonl").exists());
@@ -84,12 +84,45 @@ fn parts_are_of_one_evaluation_and_each_counts_once() {
     // Other rows, or asked otherwise.
     problems(at, 8);
     eval(at, "others", &["--shard", "2/3"]).assert().success();
-    merge(&["a", "others", "c"], &[], "x").code(2).stderr(contains("were not asked alike: the rows"));
+    merge(&["a", "others", "c"], &[], "x").code(2).stderr(contains("asked otherwise").and(contains(": the rows")));
     problems(at, 9);
     let mut short = l2d();
     short.arg("eval").arg("--model").arg(tiny()).args(["--tasks", "arithmetic", "--max-tokens", "9", "--shard", "2/3"]);
     short.arg("--data").arg(at).arg("--out").arg(at.join("short")).assert().success();
-    merge(&["a", "short", "c"], &[], "x").code(2).stderr(contains("--max-tokens 56 and 9"));
+    merge(&["a", "short", "c"], &[], "x").code(2).stderr(contains("max new tokens 56, there 9"));
+    eval(at, "cold", &["--shard", "2/3", "--temperature", "0.3"]).assert().success();
+    merge(&["a", "cold", "c"], &[], "x").code(2).stderr(contains("temperature 1.0, there 0.3"));
+    eval(at, "few", &["--shard", "2/3", "--limit", "5"]).assert().success();
+    merge(&["a", "few", "c"], &[], "x").code(2).stderr(contains("all of the rows, there first 5"));
+    // A part that was scored again, or begun and not finished, is the part it was.
+    on(at, "rescore", &["b"], &["--data", &data]).assert().success().stdout(contains("(part 2/3)"));
+    let path = at.join("b/arithmetic.samples.jsonl");
+    let text = std::fs::read_to_string(&path).expect("read");
+    std::fs::write(&path, text.lines().next().expect("a line").to_owned() + "\n").expect("written");
+    on(at, "rescore", &["b"], &["--data", &data]).assert().success();
+    merge(&["a", "b"], &[], "x").code(2).stderr(contains("--shard 3/3 is not among the parts"));
+    let whole = merge(&["a", "b", "c"], &[], "cut").success();
+    whole.stdout(
+        contains("9 of 9 rows asked;").and(contains("answered 7 of the 9 questions")).and(contains("called off")),
+    );
+}
+
+#[test]
+fn finished_runs_of_other_sizes_are_finished_and_kept_scores_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    problems(at, 6);
+    let data = at.to_str().expect("text").to_owned();
+    eval(at, "out", &[]).assert().success();
+    eval(at, "out", &["--limit", "3", "--repeats", "2"]).assert().success();
+    on(at, "rescore", &["out"], &["--data", &data]).assert().success();
+    assert_eq!(runs(&report(&at.join("out"), "arithmetic")), [("base".to_owned(), json!(9), json!(false))]);
+    let before = report(&at.join("out"), "arithmetic")["runs"][0]["metrics"].clone();
+    eval(at, "out", &["--predict-only"]).assert().success();
+    let kept = report(&at.join("out"), "arithmetic");
+    assert!(before[0]["mean"].is_number() && kept["runs"][0]["metrics"][0]["samples"] == 6, "{kept}");
+    eval(at, "out", &["--predict-only", "--seed", "4"]).assert().success();
+    assert_eq!(report(&at.join("out"), "arithmetic")["runs"][0]["metrics"], json!([]), "nothing is scored of that");
 }
 
 /// A task whose file is not called as it is, with options.
@@ -146,6 +179,57 @@ fn tasks_of_ones_own_are_scored_again_and_put_together_by_their_file() {
     unnamed.stderr(contains("doubles is no task of this program").and(contains("--tasks FILE.toml")));
     let none = on(at, "rescore", &["a"], &["--data", &data, "--tasks", "gsm8k"]).assert().code(2);
     none.stderr(contains("gsm8k.samples.jsonl is not there: the folder has no answers of gsm8k"));
+}
+
+#[test]
+fn other_versions_of_a_task_are_other_runs_and_a_merge_that_fails_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let task = own_task(at);
+    let data = at.to_str().expect("text").to_owned();
+    let run = |out: &str, more: &[&str]| {
+        let mut command = l2d();
+        command.args(["eval", "--tasks", &task, "--data", &data, "--model"]).arg(tiny());
+        command.arg("--out").arg(at.join(out)).args(more).assert().success();
+    };
+    run("out", &[]);
+    let text = std::fs::read_to_string(&task).expect("read");
+    let edit = |from: &str, to: &str| {
+        std::fs::write(&task, text.replace("version = 1", "version = 2").replace(from, to)).expect("written")
+    };
+    edit("name = \"bare\"", "name = \"bare\"");
+    run("out", &["--limit", "3"]);
+    let named = ["--data", &*data, "--tasks", &task];
+    on(at, "rescore", &["out"], &named).assert().success();
+    let both = runs(&report(&at.join("out"), "doubles"));
+    let expected = [("base, version 1", 6), ("base, version none", 3)];
+    assert_eq!(both, expected.map(|(series, samples)| (series.to_owned(), json!(samples), json!(false))));
+    // Another question: what answered the old one is in no run.
+    edit("question = \"{{ a }}", "question = \"What is {{ a }}");
+    let path = at.join("out/doubles.samples.jsonl");
+    let journal = std::fs::read_to_string(&path).expect("read");
+    let first: String =
+        journal.lines().filter(|line| line.contains("\"version\":1")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, first).expect("written");
+    run("out", &[]);
+    let again = on(at, "rescore", &["out"], &named).assert().success();
+    again.stderr(contains("6 answers are to other questions than version 2"));
+    assert_eq!(runs(&report(&at.join("out"), "doubles")), [("base".to_owned(), json!(6), json!(false))]);
+
+    // The second task cannot be found by its name: nothing of the first stays.
+    std::fs::write(&task, &text).expect("written");
+    for (out, part) in [("a", "1/2"), ("b", "2/2")] {
+        run(out, &["--shard", part]);
+        std::fs::copy(at.join("test.jsonl"), at.join("kept.jsonl")).expect("copied");
+        problems(at, 6);
+        eval(at, out, &["--shard", part]).assert().success();
+        std::fs::copy(at.join("kept.jsonl"), at.join("test.jsonl")).expect("copied");
+    }
+    let out = at.join("whole").display().to_string();
+    problems(at, 6);
+    let unnamed = on(at, "merge", &["a", "b"], &["--data", &data, "--out", &out]).assert().code(2);
+    unnamed.stderr(contains("doubles is no task of this program"));
+    assert_eq!(std::fs::read_dir(&out).expect("made").count(), 0);
 }
 
 #[test]

@@ -88,11 +88,13 @@ fn parts_merge_into_the_whole_and_answers_are_scored_again_without_a_model() {
         assert!(at.join(format!("kept/arithmetic.{extension}")).exists(), "{extension}");
     }
 
-    // Question by question, and over other questions not at all.
+    // Question by question, on those that both were asked.
     let compare = on(at, "compare", &["whole", "merged"], &[]).assert().success();
-    compare.stdout(contains("whole/base at 1, seed 3 − merged/base at 1, seed 3: +0.0 points"));
-    let differ = on(at, "compare", &["whole", "part-1"], &[]).assert().failure();
-    differ.stderr(contains("is in one run only"));
+    compare.stdout(contains("whole/base at 1, seed 3 − ").and(contains("merged/base at 1, seed 3: +0.0 points")));
+    let common = on(at, "compare", &["whole", "part-1"], &[]).assert().success();
+    common.stdout(contains("of 5 questions (in common of 9 and 5)"));
+    let none = on(at, "compare", &["part-2", "part-1"], &[]).assert().code(2);
+    none.stdout(contains("have no question in common")).stderr(contains("nothing to compare"));
 
     // Other rows than those that were answered.
     problems(at, 8);
@@ -132,6 +134,21 @@ fn a_killed_run_goes_on_where_it_was() {
     assert!(resumed == finished || resumed + 1 == finished, "{resumed} of {finished}");
     assert_eq!(cut["runs"][0]["metrics"], whole["runs"][0]["metrics"]);
     assert_eq!(lines(), 60, "no answer twice");
+
+    // Of the killed one alone the folder says how much it was to ask.
+    let text = std::fs::read_to_string(&journal).expect("read");
+    let kept: String = text.lines().take(finished).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&journal, kept).expect("written");
+    std::fs::remove_file(at.join("cut/arithmetic.json")).expect("removed");
+    let data = at.to_str().expect("text");
+    let again = on(at, "rescore", &["cut"], &["--data", data]).assert().success();
+    again.stdout(contains("60 of 60 rows asked").and(contains(format!("answered {finished} of the 60 questions"))));
+    assert_eq!(report(&at.join("cut"), "arithmetic")["runs"][0]["interrupted"], true);
+    // Nothing that is run later in the folder changes that.
+    eval(at, "cut", &["--temperature", "0.3", "--limit", "4"]).assert().success();
+    on(at, "rescore", &["cut"], &["--data", data]).assert().success();
+    let both = report(&at.join("cut"), "arithmetic");
+    assert_eq!((&both["runs"][0]["interrupted"], &both["runs"][1]["interrupted"]), (&json!(true), &json!(false)));
 }
 
 #[test]
@@ -147,17 +164,21 @@ fn a_damaged_journal_is_named_and_a_full_disk_is_said() {
     eval(at, "out", &[]).assert().failure().stderr(said());
     on(at, "rescore", &["out"], &["--data", at.to_str().expect("text")]).assert().failure().stderr(said());
 
-    // A limit on the size of files stands for a disk that is full.
-    let script = format!(
-        "ulimit -f 1; trap '' XFSZ; exec {} eval --model {} --tasks arithmetic --max-tokens 56 --data {} --out {}",
-        assert_cmd::cargo::cargo_bin("l2d").display(),
-        tiny().display(),
-        at.display(),
-        at.join("full").display()
-    );
-    let full = Command::new("bash").args(["-c", &script]).timeout(Duration::from_secs(300)).assert().failure();
-    full.stderr(contains("File too large").and(contains("arithmetic.samples.jsonl")));
-    assert!(!at.join("full/arithmetic.json").exists());
+    // A limit on the size of files stands for a disk that is full: what was asked does not fit, then the answers do not.
+    for (kilobytes, file) in [(1, "arithmetic.asked.jsonl"), (4, "arithmetic.samples.jsonl")] {
+        let script = format!(
+            "ulimit -f {kilobytes}; trap '' XFSZ; exec {} eval --model {} --tasks arithmetic --max-tokens 56 --data {} --out {}",
+            assert_cmd::cargo::cargo_bin("l2d").display(),
+            tiny().display(),
+            at.display(),
+            at.join("full").display()
+        );
+        let full = Command::new("bash").args(["-c", &script]).timeout(Duration::from_secs(300)).assert().failure();
+        full.stderr(contains("File too large").and(contains(file)));
+        assert!(!at.join("full/arithmetic.json").exists());
+    }
+    eval(at, "full", &[]).assert().success();
+    assert_eq!(report(&at.join("full"), "arithmetic")["runs"][0]["samples"], 4);
 }
 
 #[test]

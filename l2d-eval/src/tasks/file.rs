@@ -152,6 +152,11 @@ impl FileTask {
         if spec.name.is_empty() || spec.name.contains(['/', '\\', ',', ' ']) {
             return Err(bad(format!("`name`: `{}` is no name for files and the command line", spec.name)));
         }
+        if super::NAMES.contains(&&*spec.name) || spec.name.ends_with("_likelihood") {
+            let reason =
+                "built-in tasks, or their log-likelihoods, have that name: their answers would be taken for yours";
+            return Err(bad(format!("`name`: `{}`: {reason}", spec.name)));
+        }
         let data_set = match (&spec.data.set, &spec.data.folder) {
             (Some(set), None) => {
                 let parts: Vec<String> = set.split('/').map(str::to_owned).collect();
@@ -457,6 +462,8 @@ mod tests {
         assert!(reason(r"(\w+)", "(").contains("`metrics.extract` of `named`"));
         assert!(reason("rows = 2", "class = \"maths\"").contains("`maths` is none of"));
         assert!(reason("name = \"capitals\"", "name = \"a/b\"").contains("no name for files"));
+        assert!(reason("name = \"capitals\"", "name = \"gsm8k\"").contains("built-in"));
+        assert!(reason("name = \"capitals\"", "name = \"x_likelihood\"").contains("built-in"));
         assert!(reason("name = \"bare\"", "name = \"named\"").contains("two are named `named`"));
         assert!(reason("name = \"bare\"", "name = \"\"").contains("no name for a metric"));
         let numeric = CAPITALS.replace("name = \"bare\"", "name = \"bare\"\ncompare = \"number\"");

@@ -1,8 +1,9 @@
 //! HumanEval: functions to be completed from their head and docstring, judged by unit tests (Chen et al. 2021, arXiv
 //! 2107.03374), and InstructHumanEval, the same problems as instructions.
 
-use crate::code::{Judge, Tools, as_is, cut, meant, up_to_the_function_end};
+use crate::code::{Judge, Tools, as_is, cut, up_to_the_function_end};
 use crate::error::{Error, Result};
+use crate::program::meant;
 use crate::rows::{DataSet, Row};
 use crate::task::{CodeTests, Metric, Problem, Profile, Scores, Task, class};
 

@@ -1,7 +1,8 @@
 //! MBPP: small programs from a sentence and one test, judged by three (Austin et al. 2021, arXiv 2108.07732).
 
-use crate::code::{Judge, Tools, as_is, cut, meant};
+use crate::code::{Judge, Tools, as_is, cut};
 use crate::error::{Error, Result};
+use crate::program::meant;
 use crate::rows::{DataSet, Row};
 use crate::task::{CodeTests, Metric, Problem, Profile, Scores, Task, class};
 

@@ -1,17 +1,18 @@
 //! Answers that were generated earlier are scored again, and the list of tasks.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::{check_count, read_split};
 use l2d_eval::task::Profile;
 use l2d_eval::tasks::{NAMES, by_name};
-use l2d_eval::{Journal, Rescoring, RunResult, RunSettings, Task, Tools, rescore};
+use l2d_eval::{Asked, Journal, RunResult, RunSettings, Task, Tools, asked, rescore};
 use serde_json::Value;
 
-use super::identity::description_in;
-use super::kept::{Earlier, Kept, kept_in};
-use super::label::labels;
+use super::identity::owner_in;
+use super::kept::{Kept, kept_in};
+use super::label::{labels, with_version};
 use super::outputs::{self, Bars};
 use crate::args::{AnswersArgs, RescoreArgs};
 use crate::error::CliError;
@@ -34,21 +35,18 @@ pub(super) fn list() -> Result<(), CliError> {
 pub(super) fn rescore_folder(args: &RescoreArgs) -> Result<(), CliError> {
     let mut bars = Bars::default();
     for kept in kept_in(&args.folder, args.answers.tasks.as_deref())? {
-        let model = description_in(&args.folder, &kept.name)?.unwrap_or_default();
-        let earlier = Earlier::of(&kept, std::slice::from_ref(&args.folder));
-        score(&args.folder, &args.answers, &kept, model, &earlier, &mut bars)?;
+        let model = owner_in(&args.folder, &kept.name)?;
+        score(&args.folder, &args.answers, &kept, model, &mut bars)?;
     }
     bars.draw(&args.folder)
 }
 
-/// Judges the samples of one task in a folder, keeps what is new of that in the journal and writes the report. `earlier` is what
-/// was reported of the same samples.
+/// Judges the samples of one task in a folder, keeps what is new of that in the journal and writes the report.
 pub(super) fn score(
     folder: &Path,
     answers: &AnswersArgs,
     kept: &Kept,
     model: Value,
-    earlier: &Earlier,
     bars: &mut Bars,
 ) -> Result<(), CliError> {
     let scoring = &answers.scoring;
@@ -56,11 +54,12 @@ pub(super) fn score(
     let published = super::published(scoring)?;
     let path = kept.journal_in(folder);
     let mut journal = Journal::open(&path)?;
+    let asked = kept.asked_in(folder)?;
     let (mut task, environment) = kept.equipped(scoring)?;
-    let asked = |settings: &Value| -> [Option<u64>; 2] {
+    let how = |settings: &Value| -> [Option<u64>; 2] {
         ["shots", "max_new_tokens"].map(|what| settings["asked"][what].as_u64())
     };
-    let first = journal.records().first().map(|record| asked(&record.settings));
+    let first = journal.records().first().map(|record| how(&record.settings));
     if let Some([shots, tokens]) = first {
         if let Some(shots) = shots {
             task.set_shots(shots as usize)?;
@@ -74,20 +73,45 @@ pub(super) fn score(
     if let Err(error) = check_count(task.as_ref(), rows.len()) {
         tracing::warn!("{error}");
     }
-    let Rescoring { runs, rows: counted, changed } = rescore(task.as_ref(), &rows, journal.records(), &path)?;
-    journal.append(&changed)?;
-    let mut runs: Vec<(RunSettings, RunResult)> = runs.into_iter().map(|run| (run.settings, run.result)).collect();
-    for (settings, result) in &mut runs {
-        result.interrupted |= earlier.stopped(settings, result.samples.len());
-        bars.extend(task.name(), settings, result);
+    let scored = rescore(task.as_ref(), &rows, journal.records(), &asked, &path)?;
+    journal.append(&scored.changed)?;
+    if scored.left_out > 0 {
+        eprintln!(
+            "{}: {} answers are to other questions than version {} of the task asks, and left out",
+            kept.name,
+            scored.left_out,
+            task.version()
+        );
     }
-    let asked_otherwise = runs.iter().any(|(settings, _)| Some(asked(&settings.generation)) != first);
-    let hash = earlier.prompt_hash(task.as_ref(), &counted).filter(|_| !asked_otherwise);
-    let described = TaskReport {
-        asked_otherwise,
-        ..TaskReport::new(task.as_ref(), profile, earlier.rows(counted), hash.as_deref(), &files)
+    for run in &scored.runs {
+        bars.extend(task.name(), &run.settings, &run.result);
+    }
+    // The counts are those of the largest run; the hash stands where it is that of all.
+    let of_runs: Vec<_> = scored
+        .runs
+        .iter()
+        .filter_map(|run| {
+            let version = run.version.unwrap_or(task.version());
+            let own: Vec<&Asked> =
+                asked.iter().filter(|asked| asked.is_of(&run.settings) && asked.version == version).collect();
+            asked::counts(&own)
+        })
+        .collect();
+    let largest = of_runs.iter().max_by_key(|(counts, _)| counts.questions);
+    let counts = match largest {
+        Some((counts, _)) if counts.questions >= scored.rows.questions => *counts,
+        _ => scored.rows,
     };
-    let report = Report::new(described, model, reports(task.as_ref(), profile, &runs)).in_environment(environment);
+    let hashes: BTreeSet<&Option<String>> = of_runs.iter().map(|(_, hash)| hash).collect();
+    let of_all = hashes.len() == 1 && of_runs.len() == scored.runs.len();
+    let hash = hashes.first().copied().filter(|_| of_all).cloned().flatten();
+    let asked_otherwise = scored.runs.iter().any(|run| Some(how(&run.settings.generation)) != first);
+    let described =
+        TaskReport { asked_otherwise, ..TaskReport::new(task.as_ref(), profile, counts, hash.as_deref(), &files) };
+    let versions = scored.runs.iter().map(|run| run.version).collect::<Vec<_>>();
+    let runs: Vec<(RunSettings, RunResult)> = scored.runs.into_iter().map(|run| (run.settings, run.result)).collect();
+    let reports = reports_of(task.as_ref(), profile, &runs, &versions);
+    let report = Report::new(described, model, reports).in_environment(environment);
     outputs::write(folder, &report, published.as_ref(), true)
 }
 
@@ -97,8 +121,20 @@ pub(super) fn reports<'a>(
     profile: Profile,
     runs: &'a [(RunSettings, RunResult)],
 ) -> Vec<(RunReport, &'a RunResult)> {
-    let settings: Vec<(&Value, &RunResult)> =
-        runs.iter().map(|(settings, result)| (&settings.generation, result)).collect();
+    reports_of(task, profile, runs, &vec![None; runs.len()])
+}
+
+/// The same, of runs of several versions of the task; `None` is today's.
+fn reports_of<'a>(
+    task: &dyn Task,
+    profile: Profile,
+    runs: &'a [(RunSettings, RunResult)],
+    versions: &[Option<u32>],
+) -> Vec<(RunReport, &'a RunResult)> {
+    let named = |((settings, result), version): (&'a (RunSettings, RunResult), &Option<u32>)| {
+        (with_version(&settings.generation, *version), result)
+    };
+    let settings: Vec<(Value, &RunResult)> = runs.iter().zip(versions).map(named).collect();
     let labelled = labels(&settings).into_iter().zip(runs);
     labelled
         .map(|(label, (settings, result))| (RunReport::new(task, profile, label, settings, result), result))

@@ -1,6 +1,6 @@
 //! `l2d eval compare`: two evaluations, or two runs of one, question by question.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use l2d_eval::RunResult;
@@ -9,8 +9,8 @@ use l2d_eval::metric::{Judged, PairedDifference};
 use l2d_eval::report::describe_difference;
 use serde_json::Value;
 
-use super::kept::kept_in;
-use super::label::labels;
+use super::kept::{Kept, kept_in};
+use super::label::{labels, with_version};
 use crate::args::CompareArgs;
 use crate::error::CliError;
 use crate::output::say;
@@ -28,7 +28,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
             Some(metric) => metric.clone(),
             None => quoted(&args.first, name)?,
         };
-        let (first, second) = (runs(&kept.journal_in(&args.first))?, runs(&second)?);
+        let (first, second) = (runs(&args.first, &kept)?, runs(&args.second, &kept)?);
         for (place, (a, first)) in first.iter().enumerate() {
             // Of one evaluation each pair once.
             for (b, second) in second.iter().skip(if args.first == args.second { place + 1 } else { 0 }) {
@@ -45,15 +45,26 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
                     })
                 };
                 asked_the_same(name, first, second)?;
-                let difference = PairedDifference::of(of(first)?, of(second)?)?;
-                say!("{name} {metric}: {}", describe_difference(a, b, &difference))?;
+                let (first, second) = (of(first)?, of(second)?);
+                let questions =
+                    |judged: &[Judged]| judged.iter().map(|judged| judged.question).collect::<BTreeSet<_>>().len();
+                let (of_first, of_second) = (questions(&first), questions(&second));
+                let Some(difference) = PairedDifference::of_common(first, second) else {
+                    say!("{name} {metric}: {a} and {b} have no question in common")?;
+                    continue;
+                };
+                let common = match difference.questions == of_first && difference.questions == of_second {
+                    true => String::new(),
+                    false => format!(" (in common of {of_first} and {of_second})"),
+                };
+                say!("{name} {metric}: {}{common}", describe_difference(a, b, &difference))?;
                 compared += 1;
             }
         }
     }
     if compared == 0 {
         return Err(CliError::Usage(format!(
-            "nothing to compare: {} and {} have no task in common",
+            "nothing to compare: {} and {} have no task in common, or no question of one",
             args.first.display(),
             args.second.display()
         )));
@@ -73,18 +84,19 @@ fn asked_the_same(task: &str, first: &[Record], second: &[Record]) -> Result<(),
     }
 }
 
-/// The samples of a journal by the run they belong to, with its name.
-fn runs(path: &Path) -> Result<Vec<(String, Vec<Record>)>, CliError> {
-    // Of several answers to one sample, by an earlier version of the task, the last counts.
+/// The samples of a task in a folder by the run they belong to, with its name.
+fn runs(folder: &Path, kept: &Kept) -> Result<Vec<(String, Vec<Record>)>, CliError> {
+    // Of several answers to one sample, by a version of the task that records did not name yet, the last counts.
     let mut records: BTreeMap<(String, u64), BTreeMap<(usize, usize), Record>> = BTreeMap::new();
-    for record in journal::read(path)? {
-        let run = records.entry((record.settings.to_string(), record.seed)).or_default();
+    for record in journal::read(&kept.journal_in(folder))? {
+        let settings = with_version(&record.settings, record.version);
+        let run = records.entry((settings.to_string(), record.seed)).or_default();
         run.insert((record.row, record.sample), record);
     }
     let runs: Vec<Vec<Record>> = records.into_values().map(|samples| samples.into_values().collect()).collect();
     let none = RunResult { samples: Vec::new(), interrupted: false };
-    let settings: Vec<(&Value, &RunResult)> = runs.iter().map(|samples| (&samples[0].settings, &none)).collect();
-    let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    let settings: Vec<(Value, &RunResult)> =
+        runs.iter().map(|samples| (with_version(&samples[0].settings, samples[0].version), &none)).collect();
     let mut names = Vec::new();
     for (label, samples) in labels(&settings).into_iter().zip(&runs) {
         let guidance = label.guidance.map_or_else(String::new, |strength| format!(", guidance {strength}"));
@@ -92,7 +104,7 @@ fn runs(path: &Path) -> Result<Vec<(String, Vec<Record>)>, CliError> {
             true => label.steps.to_string(),
             false => "adaptive".into(),
         };
-        names.push(format!("{folder}/{} at {steps}{guidance}, seed {}", label.series, samples[0].seed));
+        names.push(format!("{}/{} at {steps}{guidance}, seed {}", folder.display(), label.series, samples[0].seed));
     }
     let mut named: Vec<_> = names.into_iter().zip(runs).collect();
     named.sort_by(|(a, _), (b, _)| a.cmp(b));

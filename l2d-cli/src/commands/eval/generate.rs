@@ -14,7 +14,7 @@ use l2d_train::ranks::Ranks;
 use serde_json::{Value, json};
 
 use super::identity::Identity;
-use super::kept::SAMPLES;
+use super::kept::{ASKED, SAMPLES};
 use super::outputs::{self, Bars};
 use super::tools::{self, Equipped};
 use super::{MAX_ROW_TOKENS, Rows, adjust, again, check_owners, each_once, length, nothing_to_ask, published, read};
@@ -74,7 +74,6 @@ impl<B: Backend> Ready<B> {
     fn new(args: &EvalArgs, backend: BackendKind, device: &Device<B>) -> Result<Self, CliError> {
         let profile: Profile = args.scoring.profile.parse()?;
         let published = published(&args.scoring)?;
-        each_once("--tasks", &args.tasks)?;
         each_once("--steps", args.steps.as_deref().unwrap_or_default())?;
         each_once("--seeds", args.seeds.as_deref().unwrap_or_default())?;
         each_once("--guidance", &args.decode.guidance)?;
@@ -82,6 +81,8 @@ impl<B: Backend> Ready<B> {
         for task in &mut tasks {
             adjust(task.as_mut(), args)?;
         }
+        let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+        each_once("--tasks", &names)?;
         // What is missing is said before a model is loaded.
         let asked = tasks.iter().map(|task| read(args, task.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
@@ -153,6 +154,8 @@ pub(super) fn run<B: Backend>(
         let mut runs: Vec<(RunSettings, RunResult)> = Vec::new();
         for point in &ready.points {
             let settings = ready.settings(args, point, task);
+            let read = files.iter().map(|file| file.sha256.clone()).collect();
+            evaluation.asked(&settings, read).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
             let result = decode(&ready, point, &cancel, backend, evaluation, &settings, scoring, &mut journal)?;
             bars.extend(task.name(), &settings, &result);
             let stopped = result.interrupted;
@@ -167,6 +170,14 @@ pub(super) fn run<B: Backend>(
         if count > 0 {
             let hash = Some(evaluation.prompt_hash());
             let described = TaskReport::new(task, ready.profile, evaluation.counts(), hash, files);
+            // Kept only, and scored in part: no score of all.
+            if args.predict_only
+                && runs.iter().flat_map(|(_, result)| &result.samples).any(|sample| sample.scores.is_empty())
+            {
+                for sample in runs.iter_mut().flat_map(|(_, result)| &mut result.samples) {
+                    sample.scores.clear();
+                }
+            }
             let runs = again::reports(task, ready.profile, &runs);
             let report = Report::new(described, ready.identity.description.clone(), runs)
                 .in_environment(ready.environment.clone());

@@ -55,8 +55,8 @@ impl Identity {
 
     /// Refuses to write over the results of another model or adapter.
     pub(super) fn check_owner(&self, folder: &Path, task: &str) -> Result<(), CliError> {
-        match description_in(folder, task)?.or(journal_owner(folder, task)?) {
-            Some(owner) if !same_model(&owner, &self.description) => Err(CliError::Usage(format!(
+        match owner_in(folder, task)? {
+            owner if owner.is_object() && !same_model(&owner, &self.description) => Err(CliError::Usage(format!(
                 "{} holds the results of {}: give another folder with --out",
                 folder.join(format!("{task}.json")).display(),
                 title(&owner),
@@ -67,7 +67,7 @@ impl Identity {
 }
 
 /// The model that the results of a task in a folder are of; `None` where there are none.
-pub(super) fn description_in(folder: &Path, task: &str) -> Result<Option<Value>, CliError> {
+fn description_in(folder: &Path, task: &str) -> Result<Option<Value>, CliError> {
     let path = folder.join(format!("{task}.json"));
     match std::fs::read_to_string(&path) {
         Ok(text) => {
@@ -80,6 +80,15 @@ pub(super) fn description_in(folder: &Path, task: &str) -> Result<Option<Value>,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(CliError::io(&path, error)),
     }
+}
+
+/// The model that a task's results in a folder are of, by its report, else by its answers; null where there are none.
+pub(super) fn owner_in(folder: &Path, task: &str) -> Result<Value, CliError> {
+    let owner = match description_in(folder, task)? {
+        Some(Value::Null) | None => journal_owner(folder, task)?,
+        known => known,
+    };
+    Ok(owner.unwrap_or_default())
 }
 
 /// The model that a journal's answers are of: a run that was killed early has no report yet.

@@ -1,12 +1,10 @@
-//! What the folder of an evaluation holds: samples by task, and the report that was written of them.
+//! What the folder of an evaluation holds: samples by task, and what was asked.
 
 use std::path::{Path, PathBuf};
 
 use l2d_eval::likelihood::ByLikelihood;
-use l2d_eval::report::Report;
-use l2d_eval::runner::RowCounts;
 use l2d_eval::tasks::{NAMES, by_name};
-use l2d_eval::{RunSettings, Task, Tools};
+use l2d_eval::{Asked, Task, Tools, asked};
 use serde_json::Value;
 
 use super::tools;
@@ -15,6 +13,9 @@ use crate::error::CliError;
 
 /// What journals end in.
 pub(super) const SAMPLES: &str = ".samples.jsonl";
+
+/// What the files end in that say what runs were to ask.
+pub(super) const ASKED: &str = ".asked.jsonl";
 
 /// What the tasks of log-likelihoods end in.
 const LIKELIHOOD: &str = "_likelihood";
@@ -57,10 +58,9 @@ impl Kept {
         folder.join(format!("{}{SAMPLES}", self.name))
     }
 
-    /// Its report in a folder; `None` where there is none that can be read.
-    pub(super) fn report_in(&self, folder: &Path) -> Option<Report> {
-        let text = std::fs::read_to_string(folder.join(format!("{}.json", self.name))).ok()?;
-        serde_json::from_str(&text).ok()
+    /// What its runs in a folder were to ask; nothing where the folder is of before that was kept.
+    pub(super) fn asked_in(&self, folder: &Path) -> Result<Vec<Asked>, CliError> {
+        Ok(asked::read(&folder.join(format!("{}{ASKED}", self.name)))?)
     }
 
     /// The task, ready to score, and where its programs run.
@@ -111,57 +111,4 @@ pub(super) fn kept_in(folder: &Path, asked: Option<&[String]>) -> Result<Vec<Kep
     all.sort_unstable();
     all.dedup();
     Ok(all)
-}
-
-/// What reports said of the runs in a journal before it is scored again: it does not hold which rows were to be asked.
-pub(super) struct Earlier {
-    reports: Vec<Report>,
-    /// Whether every folder had one.
-    whole: bool,
-}
-
-impl Earlier {
-    /// The reports of a task in some folders.
-    pub(super) fn of(kept: &Kept, folders: &[PathBuf]) -> Self {
-        let reports: Vec<Report> = folders.iter().filter_map(|folder| kept.report_in(folder)).collect();
-        Self { whole: reports.len() == folders.len(), reports }
-    }
-
-    /// What became of the rows, all parts together; as counted where the reports are of other questions than the journal.
-    pub(super) fn rows(&self, counted: RowCounts) -> RowCounts {
-        let mut all = RowCounts { rows: 0, questions: 0, ..counted };
-        for RowCounts { rows, shots, too_long, without_answer, questions, .. } in
-            self.reports.iter().map(|report| report.task.rows)
-        {
-            all.rows += rows;
-            all.shots += shots;
-            all.too_long += too_long;
-            all.without_answer += without_answer;
-            all.questions += questions;
-        }
-        if let [report] = &*self.reports {
-            all.shard = report.task.rows.shard;
-        }
-        if self.whole && all.questions == counted.questions { all } else { counted }
-    }
-
-    /// Whether the run was called off: its reports say so, and nothing was added since.
-    pub(super) fn stopped(&self, settings: &RunSettings, samples: usize) -> bool {
-        let same = |run: &&l2d_eval::report::RunReport| {
-            run.settings.generation == settings.generation && run.settings.seed == settings.seed
-        };
-        let runs: Vec<_> = self.reports.iter().flat_map(|report| report.runs.iter().filter(same)).collect();
-        runs.iter().any(|run| run.interrupted) && runs.iter().map(|run| run.samples).sum::<usize>() == samples
-    }
-
-    /// The hash of the prompts, where the one report is of the same questions asked the same way.
-    pub(super) fn prompt_hash(&self, task: &dyn Task, counted: &RowCounts) -> Option<String> {
-        let [report] = &*self.reports else { return None };
-        let asked = &report.task;
-        let same = asked.rows.questions == counted.questions
-            && asked.shots == task.shots()
-            && asked.max_new_tokens == task.max_new_tokens()
-            && asked.version == task.version();
-        asked.prompt_hash.clone().filter(|_| same)
-    }
 }

@@ -8,30 +8,64 @@ use serde_json::Value;
 
 /// One label for each of several runs, from their settings. Where steps and guidance do not tell two apart, the settings that do
 /// are added to the series: `L2D, shots 5`. Seeds are no part of a label.
-pub(super) fn labels(runs: &[(&Value, &RunResult)]) -> Vec<RunLabel> {
-    let mut labels: Vec<RunLabel> = runs.iter().map(|(generation, result)| label(generation, result)).collect();
-    let alike = |a: usize, b: usize| labels[a] == labels[b];
-    let groups: Vec<Vec<usize>> = (0..runs.len())
-        .filter(|&first| !(0..first).any(|earlier| alike(earlier, first)))
-        .map(|first| (first..runs.len()).filter(|&other| alike(first, other)).collect())
-        .filter(|group: &Vec<usize>| group.len() > 1)
-        .collect();
-    for group in groups {
-        let settings: Vec<BTreeMap<String, String>> = group.iter().map(|&run| leaves(runs[run].0)).collect();
+pub(super) fn labels(runs: &[(Value, &RunResult)]) -> Vec<RunLabel> {
+    let plain: Vec<RunLabel> = runs.iter().map(|(generation, result)| label(generation, result)).collect();
+    let mut labels = plain.clone();
+    for first in 0..runs.len() {
+        let group: Vec<usize> = (0..runs.len()).filter(|&other| plain[other] == plain[first]).collect();
+        if group[0] != first || group.len() == 1 {
+            continue;
+        }
+        let settings: Vec<BTreeMap<String, String>> = group.iter().map(|&run| leaves(&runs[run].0)).collect();
         let keys: BTreeSet<&String> = settings.iter().flat_map(BTreeMap::keys).collect();
-        let differing: Vec<&String> = keys
-            .into_iter()
-            .filter(|key| settings.iter().any(|other| other.get(*key) != settings[0].get(*key)))
-            .collect();
+        let differs = |key: &&String| settings.iter().any(|other| other.get(*key) != settings[0].get(*key));
+        let differing: Vec<&String> = keys.into_iter().filter(differs).collect();
+        let mut given: Vec<(&BTreeMap<String, String>, String)> = Vec::new();
         for (&run, settings) in group.iter().zip(&settings) {
-            for key in &differing {
-                let value = settings.get(*key).map_or("none", String::as_str);
-                let name = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
-                labels[run].series.push_str(&format!(", {name} {value}"));
+            let shown: String = differing.iter().map(|key| shown(key, settings.get(*key))).collect();
+            let mut series = format!("{}{shown}", labels[run].series);
+            // What was shortened may have become alike.
+            let alike = given.iter().filter(|(other, name)| *other != settings && *name == series).count();
+            let own = given.iter().find(|(other, _)| *other == settings).map(|(_, name)| name.clone());
+            if alike > 0 {
+                series.push_str(&format!(" ({})", alike + 1));
             }
+            let series = own.unwrap_or(series);
+            given.push((settings, series.clone()));
+            labels[run].series = series;
         }
     }
     labels
+}
+
+/// A setting in a name. Of a hash the beginning.
+fn shown(key: &str, value: Option<&String>) -> String {
+    const HASH: usize = 12;
+    let name = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
+    let value = value.map_or("none", String::as_str);
+    let hash = value.len() > 2 * HASH && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    format!(", {name} {}", if hash { &value[..HASH] } else { value })
+}
+
+/// Settings with the version of the task that asked, where it is another than today's.
+pub(super) fn with_version(settings: &Value, version: Option<u32>) -> Value {
+    let mut settings = settings.clone();
+    if let (Value::Object(parts), Some(version)) = (&mut settings, version) {
+        parts.insert("version".to_owned(), version.into());
+    }
+    settings
+}
+
+/// The settings in which two runs differ, in words; empty where they are the same.
+pub(super) fn difference(first: &Value, second: &Value) -> String {
+    let (first, second) = (leaves(first), leaves(second));
+    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
+    let differs = |key: &&String| first.get(*key) != second.get(*key);
+    let written = |key: &String| {
+        let there = second.get(key).map_or("none", String::as_str);
+        format!("{}, there {there}", shown(key, first.get(key)).trim_start_matches(", "))
+    };
+    keys.into_iter().filter(differs).map(written).collect::<Vec<_>>().join("; ")
 }
 
 /// The values in a document by their paths, `sampling.temperature`.
@@ -45,8 +79,7 @@ fn leaves(value: &Value) -> BTreeMap<String, String> {
                     walk(&path, part, found);
                 }
             }
-            // Of a hash the beginning.
-            Value::String(text) => drop(found.insert(path.to_owned(), text.chars().take(12).collect())),
+            Value::String(text) => drop(found.insert(path.to_owned(), text.clone())),
             other => drop(found.insert(path.to_owned(), other.to_string())),
         }
     }
@@ -120,12 +153,20 @@ mod tests {
             })
         };
         let named = |settings: &[Value]| -> Vec<String> {
-            let runs: Vec<_> = settings.iter().map(|settings| (settings, &none)).collect();
+            let runs: Vec<_> = settings.iter().map(|settings| (settings.clone(), &none)).collect();
             labels(&runs).into_iter().map(|label| label.series).collect()
         };
         assert_eq!(named(&[asked(5, 1.0), asked(5, 1.0)]), ["L2D", "L2D"], "their seeds have a column");
         assert_eq!(named(&[asked(5, 1.0), asked(0, 1.0)]), ["L2D, shots 5", "L2D, shots 0"]);
         let (five, none) = ("L2D, shots 5, temperature 1.0", "L2D, shots 0, temperature 0.5");
         assert_eq!(named(&[asked(5, 1.0), asked(0, 0.5), asked(5, 1.0)]), [five, none, five]);
+        let hashed = |end: &str| json!({ "model": {"adapter": format!("0123456789abcdef0123456789abcd{end}")} });
+        let named = named(&[hashed("ef"), hashed("aa"), hashed("ef")]);
+        assert_eq!(named, ["L2D, adapter 0123456789ab", "L2D, adapter 0123456789ab (2)", "L2D, adapter 0123456789ab"]);
+        let backend = |name: &str| json!({ "model": {"backend": name} });
+        assert_eq!(
+            difference(&backend("fusion<cubecl<cuda>>"), &backend("flex")),
+            "backend fusion<cubecl<cuda>>, there flex"
+        );
     }
 }

@@ -15,7 +15,7 @@ use l2d_train::ranks::Ranks;
 use serde_json::json;
 
 use super::identity::Identity;
-use super::kept::SAMPLES;
+use super::kept::{ASKED, SAMPLES};
 use super::{Rows, again, check_owners, each_once, nothing_to_ask, outputs, published, read};
 use crate::args::EvalArgs;
 use crate::backend::BackendKind;
@@ -40,7 +40,6 @@ impl<B: Backend> Ready<B> {
             return Err(CliError::Usage("--likelihood draws no tokens: leave out the flags of sampling".into()));
         }
         args.scoring.profile.parse::<Profile>()?;
-        each_once("--tasks", &args.tasks)?;
         if args.batch_size == 0 {
             return Err(CliError::Usage("--batch-size must be at least 1".into()));
         }
@@ -53,6 +52,8 @@ impl<B: Backend> Ready<B> {
             }
             tasks.push(task);
         }
+        let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+        each_once("--tasks", &names)?;
         let asked = tasks.iter().map(|task| read(args, task)).collect::<Result<Vec<_>, _>>()?;
         let (model, text) = Model::<B>::load(&args.model, &args.decode, backend, device)?;
         let identity = Identity::of(&args.model, model.lm(), &text, B::name(device))?;
@@ -94,6 +95,8 @@ pub(super) fn run<B: Backend>(
         let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
         let generation = json!({ "asked": { "shots": task.shots() }, "model": ready.identity.key, "likelihood": true });
         let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
+        let read = files.iter().map(|file| file.sha256.clone()).collect();
+        evaluation.asked(&settings, read).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
         progress.finish();

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use l2d_core::checkpoint::write_atomically;
-use l2d_eval::Shard;
 use l2d_eval::journal::{self, Record};
-use l2d_eval::report::Report;
+use l2d_eval::{Asked, Shard};
 use serde_json::Value;
 
 use super::again::score;
-use super::identity::{description_in, same_model, title};
-use super::kept::{Earlier, Kept, kept_in};
+use super::identity::{owner_in, same_model, title};
+use super::kept::{ASKED, Kept, kept_in};
+use super::label::difference;
 use super::outputs::Bars;
 use crate::args::MergeArgs;
 use crate::error::CliError;
@@ -40,11 +40,9 @@ pub(super) fn put_together(args: &MergeArgs, parts: Parts) -> Result<(), CliErro
     if let Parts::Ranks { likelihood } = parts {
         all.retain(|kept| kept.likelihood == likelihood);
     }
-    let mut bars = Bars::default();
+    // Everything is looked at before anything is written.
+    let mut gathered = Vec::new();
     for kept in all {
-        let out = kept.journal_in(&args.out);
-        // What an earlier whole holds, of other settings or another number of ranks, stays.
-        let earlier = (parts != Parts::Shards && out.exists()).then_some(&args.out);
         for part in &args.parts {
             let path = kept.journal_in(part);
             if !path.exists() {
@@ -54,31 +52,45 @@ pub(super) fn put_together(args: &MergeArgs, parts: Parts) -> Result<(), CliErro
                 )));
             }
         }
-        parts_of_one(&args.parts, &kept, args.partial)?;
-        let (model, records) = gather(earlier.into_iter().chain(&args.parts), &args.parts[0], &kept)?;
-        std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+        let out = kept.journal_in(&args.out);
         if out.exists() && parts == Parts::Shards {
             return Err(CliError::Usage(format!(
                 "{} is there already: give an empty folder with --out",
                 out.display()
             )));
         }
-        write_atomically(&out, |file| {
-            for record in &records {
-                serde_json::to_writer(&mut *file, record)?;
-                file.write_all(b"\n")?;
-            }
-            Ok(())
-        })?;
-        let reports = Earlier::of(&kept, &args.parts);
-        score(&args.out, &args.answers, &kept, model, &reports, &mut bars).inspect_err(|_| {
+        if parts == Parts::Shards {
+            parts_of_one(&args.parts, &kept, args.partial)?;
+        }
+        // What an earlier whole holds, of other settings or another number of ranks, stays.
+        let earlier = out.exists().then_some(&args.out);
+        let whole = gather(earlier.into_iter().chain(&args.parts), &args.parts[0], &kept)?;
+        gathered.push((kept, whole));
+    }
+    std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+    let mut bars = Bars::default();
+    for (place, (kept, whole)) in gathered.iter().enumerate() {
+        let written = write(&args.out, kept, whole)
+            .and_then(|()| score(&args.out, &args.answers, kept, whole.model.clone(), &mut bars));
+        if let Err(error) = written {
             // The same command, mended, must find the folder as it was.
-            if earlier.is_none() {
-                let _ = std::fs::remove_file(&out);
+            if parts == Parts::Shards {
+                gathered[..=place].iter().for_each(|(kept, _)| remove(&args.out, &kept.name));
             }
-        })?;
+            return Err(error);
+        }
     }
     bars.draw(&args.out)
+}
+
+/// Takes away all files of a task.
+fn remove(folder: &Path, task: &str) {
+    let own = |name: &str| name.strip_prefix(task).is_some_and(|rest| rest.starts_with(['.', '-']));
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(own) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Refuses a folder that is given twice: its rows would count twice.
@@ -97,89 +109,144 @@ fn each_once(parts: &[PathBuf]) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Checks what the parts' reports say: the same rows asked in the same way, and every shard there once.
+/// Checks what the parts were to ask: the same runs, of the same rows, and of each run every shard once.
 fn parts_of_one(parts: &[PathBuf], kept: &Kept, partial: bool) -> Result<(), CliError> {
-    let reports: Vec<(&Path, Report)> =
-        parts.iter().filter_map(|part| Some((part.as_path(), kept.report_in(part)?))).collect();
-    let Some((first, one)) = reports.first() else { return Ok(()) };
-    for (part, other) in &reports[1..] {
-        let sums = |report: &Report| -> BTreeSet<String> {
-            report.task.files.iter().map(|file| file.sha256.clone()).collect()
-        };
-        // A part that was scored again has not read its shots.
-        let (a, b) = (sums(one), sums(other));
-        let differs = match (&one.task, &other.task) {
-            _ if !(a.is_subset(&b) || b.is_subset(&a)) => Some("the rows (the files' SHA-256)".to_owned()),
-            (one, other) if one.version != other.version => {
-                Some(format!("version {} and {}", one.version, other.version))
+    let name = &kept.name;
+    let mut asked: Vec<(&Path, Vec<Asked>)> = Vec::new();
+    for part in parts {
+        asked.push((part, kept.asked_in(part)?));
+    }
+    let unsaid = asked.iter().find(|(_, asked)| asked.is_empty()).map(|(part, _)| *part);
+    // Folders of before that was kept say nothing.
+    asked.retain(|(_, asked)| !asked.is_empty());
+    if let Some(part) = unsaid.filter(|_| !asked.is_empty() && !partial) {
+        return Err(CliError::Usage(format!(
+            "{} is not there, so that nobody knows what this part was to ask (--partial goes on)",
+            part.join(format!("{name}{ASKED}")).display()
+        )));
+    }
+    let Some(((first, ones), others)) = asked.split_first() else { return Ok(()) };
+    for (part, others) in others {
+        for (a, b, known, run) in
+            ones.iter().map(|run| (first, part, others, run)).chain(others.iter().map(|run| (part, first, ones, run)))
+        {
+            let same = |other: &&Asked| other.settings == run.settings && other.seed == run.seed;
+            let what = match known.iter().rfind(same) {
+                None => {
+                    let nearest =
+                        known.iter().map(|other| difference(&run.settings, &other.settings)).min_by_key(String::len);
+                    match nearest.filter(|words| !words.is_empty()) {
+                        Some(words) => words,
+                        None => format!("seed {}", run.seed),
+                    }
+                }
+                Some(other) if other.version != run.version => {
+                    format!("version {}, there {}", run.version, other.version)
+                }
+                Some(other) if other.files != run.files => "the rows (the files' SHA-256)".to_owned(),
+                Some(other) if other.chosen != run.chosen => {
+                    format!("{} of the rows, there {}", run.chosen, other.chosen)
+                }
+                Some(other) if other.samples != run.samples => {
+                    format!("--repeats {}, there {}", run.samples, other.samples)
+                }
+                Some(_) => continue,
+            };
+            if !partial {
+                return Err(CliError::Usage(format!(
+                    "{name} in {} was asked otherwise than in {}: {what}; parts must be of one evaluation (--partial goes on)",
+                    a.display(),
+                    b.display()
+                )));
             }
-            (one, other) if one.shots != other.shots => Some(format!("{} shots and {}", one.shots, other.shots)),
-            (one, other) if one.max_new_tokens != other.max_new_tokens => {
-                Some(format!("--max-tokens {} and {}", one.max_new_tokens, other.max_new_tokens))
-            }
-            _ => None,
-        };
-        if let Some(what) = differs {
-            return Err(CliError::Usage(format!(
-                "{} in {} and {} were not asked alike: {what}; parts must be of one evaluation",
-                kept.name,
-                first.display(),
-                part.display()
-            )));
+            tracing::warn!("{name}: {} was asked otherwise than {}: {what}", a.display(), b.display());
         }
     }
-    let mut shards: BTreeMap<usize, &Path> = BTreeMap::new();
-    let count = one.task.rows.shard.map(|shard| shard.count);
-    for (part, report) in &reports {
-        let Some(Shard { index, count: of }) = report.task.rows.shard else { return Ok(()) };
-        if Some(of) != count {
-            return Err(CliError::Usage(format!(
-                "{}: {} is part {index}/{of}, and {} one of {}: parts must be of one evaluation",
-                kept.name,
-                part.display(),
-                first.display(),
-                count.unwrap_or_default()
-            )));
-        }
-        if let Some(same) = shards.insert(index, part) {
-            return Err(CliError::Usage(format!(
-                "{}: both {} and {} are part {index}/{of}: name every part once",
-                kept.name,
-                same.display(),
-                part.display()
-            )));
-        }
-    }
-    let count = count.unwrap_or_default();
-    let missing: Vec<String> =
-        (1..=count).filter(|index| !shards.contains_key(index)).map(|index| format!("{index}/{count}")).collect();
-    if !missing.is_empty() && reports.len() == parts.len() {
-        let missing = missing.join(", ");
-        if !partial {
-            return Err(CliError::Usage(format!(
-                "{}: --shard {missing} is not among the parts: run it, or give --partial to go on without",
-                kept.name
-            )));
-        }
-        tracing::warn!("{}: without --shard {missing}", kept.name);
+    for run in ones {
+        let same = |other: &&Asked| other.settings == run.settings && other.seed == run.seed;
+        let shards: Vec<(&Path, Option<Shard>)> =
+            asked.iter().filter_map(|(part, asked)| Some((*part, asked.iter().rfind(same)?.counts.shard))).collect();
+        each_shard(name, &shards, partial)?;
     }
     Ok(())
 }
 
+/// Every shard of a run must be there once.
+fn each_shard(name: &str, parts: &[(&Path, Option<Shard>)], partial: bool) -> Result<(), CliError> {
+    let Some((first, Some(Shard { count, .. }))) = parts.iter().find(|(_, shard)| shard.is_some()) else {
+        return Ok(());
+    };
+    let mut found: BTreeMap<usize, &Path> = BTreeMap::new();
+    for (part, shard) in parts {
+        let refuse = |what: String| Err(CliError::Usage(format!("{name}: {what}")));
+        match shard {
+            Some(shard) if shard.count == *count => {
+                if let Some(same) = found.insert(shard.index, part) {
+                    let (same, part) = (same.display(), part.display());
+                    return refuse(format!("both {same} and {part} are part {shard}: name every part once"));
+                }
+            }
+            other => {
+                let what = other.map_or_else(|| "no part".to_owned(), |shard| format!("part {shard}"));
+                let (part, first) = (part.display(), first.display());
+                return refuse(format!(
+                    "{part} is {what}, and {first} one of {count}: parts must be of one evaluation"
+                ));
+            }
+        }
+    }
+    let missing: Vec<String> =
+        (1..=*count).filter(|index| !found.contains_key(index)).map(|index| format!("{index}/{count}")).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(", ");
+    if !partial {
+        return Err(CliError::Usage(format!(
+            "{name}: --shard {missing} is not among the parts: run it, or give --partial to go on without"
+        )));
+    }
+    tracing::warn!("{name}: without --shard {missing}");
+    Ok(())
+}
+
+/// All that some folders hold of a task.
+struct Whole {
+    model: Value,
+    records: Vec<Record>,
+    asked: Vec<Asked>,
+}
+
+/// Writes the samples, and what was asked.
+fn write(folder: &Path, kept: &Kept, whole: &Whole) -> Result<(), CliError> {
+    let asked = folder.join(format!("{}{ASKED}", kept.name));
+    write_atomically(&kept.journal_in(folder), |file| {
+        for record in &whole.records {
+            serde_json::to_writer(&mut *file, record)?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    })?;
+    Ok(write_atomically(&asked, |file| {
+        for asked in &whole.asked {
+            serde_json::to_writer(&mut *file, asked)?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    })?)
+}
+
 /// The samples of all folders, each once, and the model they are of. `first` is the part that errors compare with.
-fn gather<'a>(
-    folders: impl Iterator<Item = &'a PathBuf>,
-    first: &Path,
-    kept: &Kept,
-) -> Result<(Value, Vec<Record>), CliError> {
+fn gather<'a>(folders: impl Iterator<Item = &'a PathBuf>, first: &Path, kept: &Kept) -> Result<Whole, CliError> {
     let mut model: Option<Value> = None;
     let mut records: Vec<Record> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut asked: Vec<Asked> = Vec::new();
     for part in folders {
         let path = kept.journal_in(part);
-        let of = description_in(part, &kept.name)?;
-        match (&model, of) {
-            (Some(one), Some(of)) if !same_model(one, &of) => {
+        let of = owner_in(part, &kept.name)?;
+        match &model {
+            Some(one) if of.is_object() && !same_model(one, &of) => {
                 return Err(CliError::Usage(format!(
                     "{} holds the results of {}, {} those of {}: parts must be of one model",
                     part.display(),
@@ -188,8 +255,13 @@ fn gather<'a>(
                     title(one)
                 )));
             }
-            (None, Some(of)) => model = Some(of),
+            None if of.is_object() => model = Some(of),
             _ => {}
+        }
+        for run in kept.asked_in(part)? {
+            if !asked.contains(&run) {
+                asked.push(run);
+            }
         }
         for record in journal::read(&path)? {
             match places.get(&record.key) {
@@ -209,5 +281,5 @@ fn gather<'a>(
             }
         }
     }
-    Ok((model.unwrap_or_default(), records))
+    Ok(Whole { model: model.unwrap_or_default(), records, asked })
 }

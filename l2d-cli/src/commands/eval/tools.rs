@@ -64,6 +64,7 @@ pub(super) fn with_sandbox(names: &[String], scoring: &ScoringArgs, scored: bool
         "layers": sandbox.layers(),
         "limits": limits,
         "python": sandbox.python_version(),
+        "python_executable": sandbox.python(),
     });
     let identity = environment.to_string();
     let tools = Tools { code: Some(Arc::new(Cell { sandbox, identity })) };
