@@ -19,8 +19,9 @@ use l2d_testkit::models::{BASE_FOLDERS, golden_l2d, golden_lm, golden_lm_within}
 use l2d_testkit::{Golden, TestAutodiff, TestBackend, slack};
 use l2d_train::data::Example;
 use l2d_train::objective::DrawSettings;
+use l2d_train::ranks::{Alone, Ranks, Threads};
 use l2d_train::{
-    EngineSettings, L2dEngine, L2dTask, Observer, RunDir, StepReport, Storage, TrainConfig, train,
+    EngineSettings, L2dEngine, L2dTask, NoEvaluator, Observer, RunDir, StepReport, Storage, TrainConfig, train_together,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -237,22 +238,47 @@ fn losses_beside<T: AutodiffBackend>(
     stop: Option<u64>,
     kept: Option<FloatDType>,
 ) -> Vec<f32> {
-    let config = config();
+    losses_of_rank::<T>(lm, folder, stop, kept, &config(), &Alone)
+}
+
+/// The losses of one rank of several.
+fn losses_of_rank<T: AutodiffBackend>(
+    lm: Lm<T::InnerBackend>,
+    folder: Option<(&Path, bool)>,
+    stop: Option<u64>,
+    kept: Option<FloatDType>,
+    config: &TrainConfig,
+    ranks: &dyn Ranks,
+) -> Vec<f32> {
     let checked = config.diffusion.clone().check(Path::new("test")).expect("valid");
     let path = DiffusionPath::init(&lm, &checked, &mut ChaCha8Rng::seed_from_u64(config.seed));
     let lm = kept.map_or_else(|| lm.clone(), |dtype| lm.clone().kept_as(dtype));
     let path: DiffusionPath<T> = trainable(AutodiffModule::from_inner(path));
     let task = L2dTask::<T>::new(L2dEngine::new(lm, EngineSettings::default()), DrawSettings::default());
+    let own = folder.filter(|_| ranks.is_first()).map(|(folder, _)| RunDir::create(folder).expect("a folder"));
+    ranks.wait().expect("together");
     let storage = folder.map(|(folder, resume)| Storage {
-        dir: RunDir::create(folder).expect("a folder"),
+        dir: own.unwrap_or_else(|| RunDir::shared(folder).expect("the same folder")),
         resume,
         notes: BTreeMap::new(),
     });
     let cancel = AtomicBool::new(false);
     let mut seen = Seen { losses: Vec::new(), stop: stop.map(|step| (step, &cancel)) };
     let device = Default::default();
-    train::<T, _>(&task, path, &examples(), &[], &config, storage.as_ref(), &device, &cancel, &mut seen)
-        .expect("trained");
+    train_together::<T, _>(
+        &task,
+        path,
+        &examples(),
+        &[],
+        config,
+        storage.as_ref(),
+        &device,
+        &cancel,
+        &mut seen,
+        &mut NoEvaluator,
+        ranks,
+    )
+    .expect("trained");
     seen.losses
 }
 
@@ -266,6 +292,26 @@ fn training_goes_the_same_way_and_goes_on_where_it_stopped() {
     let begun = losses::<AB>(Some((folder.path(), false)), Some(3), None);
     let rest = losses::<AB>(Some((folder.path(), true)), None, None);
     near("resumed", &[begun, rest].concat(), &whole, 1e-5);
+}
+
+/// Two replicas on this device, with gradients that are clipped: a save compares their weights to the last bit.
+#[test]
+fn replicas_stay_one_model_and_train_as_one_does() {
+    let config = TrainConfig { clip_norm: 0.01, ..config() };
+    let lm = || golden_lm("base_llama", &Default::default());
+    let one = losses_of_rank::<AB>(lm(), None, None, None, &config, &Alone);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, folder) = (&config, folder.path());
+    let replicas: Vec<Vec<f32>> = std::thread::scope(|scope| {
+        let start = |ranks: Threads| {
+            scope.spawn(move || losses_of_rank::<AB>(lm(), Some((folder, false)), None, None, config, &ranks))
+        };
+        let threads: Vec<_> = Threads::new(2).into_iter().map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("trained")).collect()
+    });
+    assert_eq!(replicas[0], replicas[1]);
+    near("as one", &replicas[0], &one, 1e-4);
+    assert!(folder.join("checkpoints/step-00000006").exists());
 }
 
 #[test]
