@@ -81,6 +81,21 @@ fn an_adapter_of_another_base_is_refused() {
     let error = load_adapter::<B>(&file, &other).expect_err("another architecture");
     assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
     assert!(error.to_string().contains("qwen2"), "{error}");
+    // In the middle of the model, by a finetune of one matrix.
+    let mut within = lm.clone();
+    let gate = &mut within.blocks[1].mlp.gate;
+    gate.weight = burn::module::Param::from_tensor(gate.weight.val() * 1.01);
+    let error = load_adapter(&file, &within).expect_err("another matrix");
+    assert!(error.to_string().contains("the weights are not"), "{error}");
+    // An adapter of before every matrix had a part in the fingerprint fits what it fitted.
+    let older = edited(&std::fs::read(&file).expect("read"), |header| {
+        let base = &mut header["__metadata__"]["base"];
+        let mut said: serde_json::Value = serde_json::from_str(base.as_str().expect("text")).expect("json");
+        assert!(said.as_object_mut().expect("an object").remove("matrices").is_some());
+        *base = said.to_string().into();
+    });
+    load_adapter_bytes(&file, &older, &lm).expect("its own base");
+    load_adapter_bytes(&file, &older, &within).expect("it cannot tell");
     let mut changed = lm;
     changed.final_norm.weight = burn::module::Param::from_tensor(changed.final_norm.weight.val() * 1.01);
     let error = load_adapter(&file, &changed).expect_err("other weights");

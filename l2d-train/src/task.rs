@@ -192,6 +192,7 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
         metadata.insert("format".into(), PARAMETERS_FORMAT.into());
         if let Some(base) = frozen_base(model) {
             metadata.insert("base_weights".into(), base);
+            metadata.insert("base_matrices".into(), weights_digest(&model.valid()));
         }
         let trained = trained_parameters(model);
         Ok(write_tensors(&folder.join(PARAMETERS_FILE), &trained, &metadata, StoredDtype::F32)?)
@@ -204,7 +205,9 @@ impl<AB: AutodiffBackend> Task<AB> for LmTask {
             let reason = format!("its metadata has no `format: {PARAMETERS_FORMAT}`");
             return Err(TrainError::Resume { path: file, reason });
         }
-        if frozen_base(&model).as_ref() != metadata.get("base_weights") {
+        // Checkpoints of before that was kept say nothing of all matrices.
+        let other = metadata.get("base_matrices").is_some_and(|base| *base != weights_digest(&model.valid()));
+        if other || frozen_base(&model).as_ref() != metadata.get("base_weights") {
             let reason = "it was trained beside another base model; resume with the same --model".into();
             return Err(TrainError::Resume { path: file, reason });
         }

@@ -30,8 +30,11 @@ const VERSION: &str = "1";
 pub struct BaseFingerprint {
     /// SHA-256 of the architecture.
     pub config: String,
-    /// SHA-256 of a few tensors' values.
+    /// SHA-256 of a few tensors' values, of the ends of the model.
     pub weights: String,
+    /// [`weights_digest`]: every matrix has a part in it. Adapters of before it was kept have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrices: Option<String>,
     /// For people: e.g. `llama, 30 blocks of 576, vocabulary 49152`.
     pub description: String,
 }
@@ -57,12 +60,22 @@ impl BaseFingerprint {
             add(host_values(block.attention_norm.weight.val()));
         }
         let weights = hex(&hash.finalize());
-        Self { config: hex(&Sha256::digest(architecture(&lm.config))), weights, description: describe(&lm.config) }
+        Self {
+            config: hex(&Sha256::digest(architecture(&lm.config))),
+            weights,
+            matrices: Some(weights_digest(lm)),
+            description: describe(&lm.config),
+        }
+    }
+
+    /// Whether two fingerprints are of other weights, as far as both say.
+    fn other_weights(&self, other: &Self) -> bool {
+        let matrices = self.matrices.as_ref().zip(other.matrices.as_ref());
+        self.weights != other.weights || matrices.is_some_and(|(own, theirs)| own != theirs)
     }
 }
 
-/// SHA-256 of some rows of every matrix and of all norms: unlike a [`BaseFingerprint`], which adapters carry and which must stay what it
-/// is, it differs whichever layers two models differ in.
+/// SHA-256 of some rows of every matrix of the blocks and of the embedding, of all biases and norms: it differs whichever layers two models differ in.
 pub fn weights_digest<B: Backend>(lm: &Lm<B>) -> String {
     const ROWS: usize = 4;
     let mut hash = Sha256::new();
@@ -74,6 +87,7 @@ pub fn weights_digest<B: Backend>(lm: &Lm<B>) -> String {
         let attention = [&block.query, &block.key, &block.value, &block.output];
         for linear in attention.into_iter().chain([&block.mlp.gate, &block.mlp.up, &block.mlp.down]) {
             add(linear.first_rows(ROWS));
+            linear.bias.iter().for_each(|bias| add(host_values(bias.val())));
         }
         add(host_values(block.attention_norm.weight.val()));
         add(host_values(block.mlp_norm.weight.val()));
@@ -104,7 +118,7 @@ impl AdapterInfo {
     pub fn mismatch(&self, base: &BaseFingerprint) -> Option<String> {
         if self.base.config != base.config {
             Some(format!("it belongs to a model of {}, this is {}", self.base.description, base.description))
-        } else if self.base.weights != base.weights {
+        } else if self.base.other_weights(base) {
             Some("the architecture is the same, the weights are not".into())
         } else {
             None

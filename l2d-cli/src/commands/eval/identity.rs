@@ -28,7 +28,8 @@ impl Identity {
         let template = text.template.as_ref().map(|template| template.source());
         let text = json!([text.tokenizer.to_json()?, template, text.stop_tokens]);
         let mut key = json!({
-            "base": BaseFingerprint::of(lm),
+            // Its digest of all matrices stands below.
+            "base": BaseFingerprint { matrices: None, ..BaseFingerprint::of(lm) },
             // A merged LoRA or another finetune may leave all that the fingerprint looks at as it is.
             "weights": weights_digest(lm),
             "text": sha256(text.to_string().as_bytes()),
