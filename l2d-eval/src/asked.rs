@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(read(&path).unwrap(), [one.clone(), other.clone()]);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
-        assert_eq!(read(&path).unwrap(), [one.clone()]);
+        assert_eq!(read(&path).unwrap(), std::slice::from_ref(&one));
         other.note(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         std::fs::write(&path, "{}\n").unwrap();
