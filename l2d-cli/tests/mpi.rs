@@ -264,6 +264,12 @@ fn ranks_share_an_evaluation() {
     // Finished answers are found again.
     let output = on_ranks(3, &eval("three")).expect("there was an mpirun");
     assert!(output.status.success() && !said(&output).contains("is there already"), "{}", said(&output));
+    // By another number of ranks as well.
+    let output = on_ranks(2, &eval("three")).expect("there was an mpirun");
+    assert!(output.status.success(), "{}", said(&output));
+    let answered_again = std::fs::read_to_string(at.join("three/ranks/1-of-2/arithmetic.samples.jsonl"));
+    assert_eq!(answered_again.expect("opened"), "");
+    assert_eq!(report("three")["runs"][1]["metrics"], report("one")["runs"][1]["metrics"]);
     // What the folder held before stays, and so does whose it is.
     let mut reseeded = eval("one");
     let seeds = reseeded.iter().position(|argument| argument == "--seeds").expect("there");

@@ -93,6 +93,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     kept: Kept,
+    elsewhere: HashMap<String, Record>,
 }
 
 impl Journal {
@@ -126,7 +127,14 @@ impl Journal {
         file.seek(SeekFrom::Start(whole as u64)).map_err(at)?;
         let mut kept = Kept::default();
         kept.extend(parse(&path, &content[..whole])?);
-        Ok(Self { path, file, kept })
+        Ok(Self { path, file, kept, elsewhere: HashMap::new() })
+    }
+
+    /// Also finds samples that are kept elsewhere: what is there need not be asked again, and is not written here.
+    pub fn also(&mut self, elsewhere: Vec<Record>) {
+        for record in elsewhere {
+            self.elsewhere.entry(record.key.clone()).or_insert(record);
+        }
     }
 
     /// The file.
@@ -136,7 +144,8 @@ impl Journal {
 
     /// A finished sample by its key.
     pub fn get(&self, key: &str) -> Option<&Record> {
-        self.kept.places.get(key).map(|place| &self.kept.records[*place])
+        let own = self.kept.places.get(key).map(|place| &self.kept.records[*place]);
+        own.or_else(|| self.elsewhere.get(key))
     }
 
     /// Finished samples.

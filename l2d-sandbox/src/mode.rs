@@ -51,8 +51,11 @@ pub struct Limits {
     pub wall: Duration,
     /// CPU time, rounded up to whole seconds.
     pub cpu: Duration,
-    /// Address space, in bytes.
+    /// Address space of a process, in bytes.
     pub memory: u64,
+    /// Memory that all processes together may have in use, in bytes. Looked at every few milliseconds, so that a burst may exceed it
+    /// for as long; pages that forks share count for each.
+    pub memory_together: u64,
     /// Processes and threads of the whole cell.
     pub processes: u64,
     /// The largest file, in bytes; also the size of the file system that may be written.
@@ -70,6 +73,7 @@ impl Default for Limits {
             wall: Duration::from_secs(3),
             cpu: Duration::from_secs(3),
             memory: 2 << 30,
+            memory_together: 4 << 30,
             processes: 32,
             file_size: 64 << 20,
             open_files: 128,

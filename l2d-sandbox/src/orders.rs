@@ -39,4 +39,6 @@ pub(crate) enum Told {
     },
     /// The time was up.
     TimedOut,
+    /// Its processes had more memory in use than they may have together.
+    TooMuchMemory,
 }

@@ -85,6 +85,7 @@ impl Sandbox {
                 return Err(Error::Folder { temporary, barred });
             }
         }
+        sweep(&std::env::temp_dir());
         let python = Python::find(python)?;
         let layers = if mode == Mode::Off { Layers::NONE } else { Layers::ALL };
         let mut sandbox = Self { limits, launcher, layers, python };
@@ -176,7 +177,7 @@ impl Sandbox {
     fn once(&self, program: &str, limits: &Limits) -> Result<(Run, String)> {
         let io = |what| move |source| Error::Io { what, source };
         let secret = fresh()?;
-        let folder = tempfile::Builder::new().prefix("l2d-cell-").tempdir().map_err(io("making a folder"))?;
+        let folder = tempfile::Builder::new().prefix(FOLDER).tempdir().map_err(io("making a folder"))?;
         if geteuid().is_root() && self.layers != Layers::NONE {
             chown(folder.path(), Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))
                 .map_err(|errno| Error::Io { what: "giving a folder away", source: errno.into() })?;
@@ -237,6 +238,22 @@ impl Sandbox {
     }
 }
 
+/// What folders of cells begin with.
+const FOLDER: &str = "l2d-cell-";
+
+/// Takes away the empty folders of cells that were killed together with the program around them, once they are older than any run.
+fn sweep(temporary: &Path) {
+    const OLD: Duration = LONGEST.saturating_mul(2);
+    for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(FOLDER));
+        let age = entry.metadata().ok().and_then(|about| about.modified().ok()?.elapsed().ok());
+        if ours && age.is_some_and(|age| age > OLD) {
+            // Refused where it is not empty, or another's.
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}
+
 /// What helps where a layer is missing.
 fn remedy(layer: &str) -> &'static str {
     match layer {
@@ -254,6 +271,7 @@ fn remedy(layer: &str) -> &'static str {
 fn judge(run: &Run, secret: &str, limits: &Limits) -> Verdict {
     let (status, told) = match &run.told {
         Told::Ended { status, told } => (status, told),
+        Told::TooMuchMemory => return Verdict::OutOfMemory,
         _ => return Verdict::TimedOut,
     };
     // More than once where a fork of the program came to the end as well.

@@ -100,14 +100,17 @@ fn build(orders: &Orders) -> Result<Told, Missing> {
         ForkResult::Parent { child } => child,
     };
     drop((status_end, told_end));
-    let line = wait_for(&status, orders.limits.wall);
+    let line = wait_for(&status, orders.limits.wall, orders.limits.memory_together);
     // In a namespace of its own this ends everything in it.
     let _ = kill(first, Signal::SIGKILL);
     let _ = waitpid(first, None);
     if !orders.layers.namespaces {
         end_orphans();
     }
-    let Some(line) = line else { return Ok(Told::TimedOut) };
+    let line = match line {
+        Ok(line) => line,
+        Err(end) => return Ok(end),
+    };
     match serde_json::from_str(line.lines().next().unwrap_or_default()) {
         Ok(Told::Ended { status, .. }) => Ok(Told::Ended { status, told: drained(told) }),
         Ok(other) => Ok(other),
@@ -132,33 +135,57 @@ fn die_with(parent: i32) -> Result<(), Errno> {
     if getppid().as_raw() == parent { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
-/// What is written to a pipe until it closes; `None` when the time is up.
-fn wait_for(pipe: &OwnedFd, limit: Duration) -> Option<String> {
+/// What is written to a pipe until it closes.
+///
+/// # Errors
+/// [`Told::TimedOut`] when the time is up, [`Told::TooMuchMemory`] when the processes below this one have more in use than `memory`.
+fn wait_for(pipe: &OwnedFd, limit: Duration, memory: u64) -> Result<String, Told> {
+    /// How often the memory is looked at.
+    const LOOK: Duration = Duration::from_millis(20);
     let deadline = Instant::now() + limit;
     let mut text = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return None;
+            return Err(Told::TimedOut);
         }
-        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from(left.min(LOOK).as_millis().max(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return None,
+            Ok(0) if in_use_below() > memory => return Err(Told::TooMuchMemory),
+            Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
-            Err(Errno::EINTR) => continue,
             // Not the program's fault: nothing was told.
-            Err(_) => return Some(String::new()),
+            Err(_) => return Ok(String::new()),
         }
         let mut buffer = [0; 4096];
         match nix::unistd::read(pipe, &mut buffer) {
-            Ok(0) | Err(_) => return Some(String::from_utf8_lossy(&text).into_owned()),
+            Ok(0) | Err(_) => return Ok(String::from_utf8_lossy(&text).into_owned()),
             Ok(count) => text.extend_from_slice(&buffer[..count]),
         }
         // A whole line is all there will be.
         if text.contains(&b'\n') {
-            return Some(String::from_utf8_lossy(&text).into_owned());
+            return Ok(String::from_utf8_lossy(&text).into_owned());
         }
     }
+}
+
+/// Bytes of memory that all processes below this one have in use.
+fn in_use_below() -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
+    let mut open = vec![getpid().as_raw()];
+    let mut pages = 0;
+    while let Some(process) = open.pop() {
+        // Each thread has the children that it started.
+        for thread in std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        if process != getpid().as_raw() {
+            let used = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+            pages += used.split_whitespace().nth(1).and_then(|resident| resident.parse().ok()).unwrap_or(0);
+        }
+    }
+    pages * page
 }
 
 /// What lies in a pipe now.

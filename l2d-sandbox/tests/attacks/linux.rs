@@ -93,6 +93,40 @@ fn a_hundred_gigabytes_are_refused() -> Test {
     Ok(())
 }
 
+fn many_processes_share_one_bound_of_memory() -> Test {
+    let program = "
+import os, time
+for number in range(6):
+    if os.fork() == 0:
+        held = bytearray(b'x') * (50 << 20)
+        time.sleep(60)
+time.sleep(60)
+";
+    let limits = Limits { memory_together: 200 << 20, wall: Duration::from_secs(20), ..Limits::default() };
+    assert_eq!(bounded(limits.clone(), program, Duration::from_secs(15)), Verdict::OutOfMemory);
+    // Orphans count as well, and what stays below does not.
+    let orphans = program.replace("if os.fork() == 0:", "if os.fork() == 0 and (os.fork() == 0 or os._exit(0)):");
+    assert_eq!(bounded(limits.clone(), &orphans, Duration::from_secs(15)), Verdict::OutOfMemory);
+    let few = "import os, time\nif os.fork() == 0:\n    held = bytearray(b'x') * (50 << 20)\n    time.sleep(0.3)\n    os._exit(0)\nos.wait()";
+    assert_eq!(bounded(limits, few, Duration::from_secs(15)), Verdict::Passed);
+    Ok(())
+}
+
+fn folders_of_killed_cells_are_swept() -> Test {
+    let make = |name: &str, days: u64| {
+        let folder = std::env::temp_dir().join(format!("l2d-cell-test-{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("made");
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 60 * 60);
+        std::fs::File::open(&folder).expect("opened").set_modified(long_ago).expect("dated");
+        folder
+    };
+    let (old, new) = (make("old", 3), make("new", 1));
+    drop(sandbox(Limits::default()));
+    assert!(!old.exists() && new.exists());
+    std::fs::remove_dir(new).expect("removed");
+    Ok(())
+}
+
 fn endless_output_is_cut() -> Test {
     let cell = sandbox(Limits::default());
     let outcome = cell.run("while True: print('x' * 100000)")?;
@@ -566,6 +600,8 @@ pub(crate) fn main() -> ExitCode {
         ("an_endless_loop_ends", an_endless_loop_ends),
         ("an_endless_sleep_ends", an_endless_sleep_ends),
         ("a_hundred_gigabytes_are_refused", a_hundred_gigabytes_are_refused),
+        ("many_processes_share_one_bound_of_memory", many_processes_share_one_bound_of_memory),
+        ("folders_of_killed_cells_are_swept", folders_of_killed_cells_are_swept),
         ("endless_output_is_cut", endless_output_is_cut),
         ("files_and_folders_stay_small", files_and_folders_stay_small),
         ("the_home_folder_and_the_system_are_closed", the_home_folder_and_the_system_are_closed),

@@ -14,10 +14,12 @@ use l2d_train::ranks::Ranks;
 use serde_json::{Value, json};
 
 use super::identity::Identity;
-use super::kept::{ASKED, SAMPLES};
+use super::kept::ASKED;
 use super::outputs::{self, Bars};
 use super::tools::{self, Equipped};
-use super::{MAX_ROW_TOKENS, Rows, adjust, again, check_owners, each_once, length, nothing_to_ask, published, read};
+use super::{
+    MAX_ROW_TOKENS, Rows, adjust, again, check_owners, each_once, journal_of, length, nothing_to_ask, published, read,
+};
 use crate::args::{DecodeArgs, EvalArgs};
 use crate::backend::BackendKind;
 use crate::decoding::Budget;
@@ -150,7 +152,7 @@ pub(super) fn run<B: Backend>(
     let mut bars = Bars::default();
     for (evaluation, Rows { files, .. }) in evaluations.iter().zip(&ready.asked) {
         let task = evaluation.task();
-        let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
+        let mut journal = journal_of(args, task.name())?;
         let mut runs: Vec<(RunSettings, RunResult)> = Vec::new();
         for point in &ready.points {
             let settings = ready.settings(args, point, task);

@@ -8,15 +8,15 @@ use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer,
 use l2d_eval::report::{Published, Report, TaskReport};
 use l2d_eval::task::{LikelihoodQuestion, Profile};
 use l2d_eval::tasks::by_name;
-use l2d_eval::{BoxError, Journal, RunSettings, Task, Tools};
+use l2d_eval::{BoxError, RunSettings, Task, Tools};
 use l2d_infer::decode::{Continuations, Decoder};
 use l2d_infer::sampler::SamplingParams;
 use l2d_train::ranks::Ranks;
 use serde_json::json;
 
 use super::identity::Identity;
-use super::kept::{ASKED, SAMPLES};
-use super::{Rows, again, check_owners, each_once, nothing_to_ask, outputs, published, read};
+use super::kept::ASKED;
+use super::{Rows, again, check_owners, each_once, journal_of, nothing_to_ask, outputs, published, read};
 use crate::args::EvalArgs;
 use crate::backend::BackendKind;
 use crate::error::CliError;
@@ -92,7 +92,7 @@ pub(super) fn run<B: Backend>(
     let mut scorer = ModelScorer { decoder, text: &ready.text, cancel: &cancel, threads: backend.decode_threads() };
     let evaluations = settle(ranks, ready.evaluations(args, &mut scorer, ranks))?;
     for ((task, evaluation), Rows { files, .. }) in ready.tasks.iter().zip(&evaluations).zip(&ready.asked) {
-        let mut journal = Journal::open(args.out.join(format!("{}{SAMPLES}", task.name())))?;
+        let mut journal = journal_of(args, task.name())?;
         let generation = json!({ "asked": { "shots": task.shots() }, "model": ready.identity.key, "likelihood": true });
         let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
         let read = files.iter().map(|file| file.sha256.clone()).collect();

@@ -22,10 +22,11 @@ use l2d_eval::report::Published;
 use l2d_eval::rows::{Row, SourceFile, check_count, read_split};
 use l2d_eval::task::{Profile, Turn};
 use l2d_eval::tasks::by_name;
-use l2d_eval::{BoxError, Evaluation, RowLength, Selection, Task, Tools};
+use l2d_eval::{BoxError, Evaluation, Journal, RowLength, Selection, Task, Tools, journal};
 use l2d_train::ranks::Ranks;
 
 use self::identity::Identity;
+use self::kept::SAMPLES;
 use crate::args::{EvalArgs, EvalCommand, EvalSubcommand, ScoringArgs};
 use crate::backend::{BackendKind, with_backend};
 use crate::error::CliError;
@@ -94,6 +95,16 @@ fn check_owners<'t>(
         identity.check_owner(&args.out, name)?;
         args.part_of.as_ref().map_or(Ok(()), |whole| identity.check_owner(whole, name))
     })
+}
+
+/// The journal of a task's samples. One rank's also finds what earlier ranks, however many, have put together.
+fn journal_of(args: &EvalArgs, task: &str) -> Result<Journal, CliError> {
+    let file = format!("{task}{SAMPLES}");
+    let mut journal = Journal::open(args.out.join(&file))?;
+    if let Some(whole) = args.part_of.as_ref().map(|whole| whole.join(&file)).filter(|whole| whole.exists()) {
+        journal.also(journal::read(&whole)?);
+    }
+    Ok(journal)
 }
 
 /// A rank with nothing to ask says why.
