@@ -31,6 +31,9 @@ use crate::backend::with_backend;
 use crate::error::CliError;
 use crate::place::Place;
 
+/// The version, and the commit that this was built from, `unknown` outside a repository.
+pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("L2D_COMMIT"), ")");
+
 fn main() -> ExitCode {
     // Started by itself to build a cell for a program: at once, before there are threads.
     if std::env::args_os().nth(1).is_some_and(|first| first == commands::eval::tools::AGAIN) {

@@ -52,7 +52,8 @@ pub(crate) fn join(expected: Option<usize>) -> Result<Joined, CliError> {
     settle(&*joined.ranks, as_many)?;
     if size > 1 {
         // Of one commit: another may draw, or compute, otherwise. A build outside a repository knows none.
-        agree(&*joined.ranks, &[("commit", env!("L2D_COMMIT").to_owned())])?;
+        agree(&*joined.ranks, &[("commit", env!("L2D_COMMIT").to_owned())])
+            .map_err(|error| together_failed(&*joined.ranks, error.into()))?;
     }
     Ok(joined)
 }

@@ -306,6 +306,13 @@ fn ranks_share_an_evaluation() {
     assert!(text.contains("/no/such/folder"), "{text}");
     assert!(!at.join("lacking/ranks/1-of-2/arithmetic.samples.jsonl").exists(), "nobody has begun");
 
+    let mut colder = eval("lacking");
+    colder.extend(["--temperature", "0.3"].map(String::from));
+    let mut command = mpirun().expect("there was one");
+    command.args(["-np", "1"]).arg(l2d()).args(eval("lacking")).args([":", "-np", "1"]).arg(l2d()).args(colder);
+    let text = ended(command);
+    assert!(text.contains("differs from rank 0 in its evaluation: `\"temperature\":0.3"), "{text}");
+
     let mut sharded = eval("three");
     sharded.extend(["--shard".to_owned(), "1/2".to_owned()]);
     let output = on_ranks(2, &sharded).expect("there was an mpirun");

@@ -36,12 +36,13 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Appends it to a file of such lines and syncs it, unless it is there.
+    /// Appends it to a file of such lines and syncs it, unless it is what the run was last asked.
     ///
     /// # Errors
     /// [`Error::Io`]; what [`read`] says.
     pub fn note(&self, path: &Path) -> Result<()> {
-        if read(path)?.contains(self) {
+        let of_the_run = |asked: &&Asked| asked.seed == self.seed && asked.settings == self.settings;
+        if read(path)?.iter().rfind(of_the_run) == Some(self) {
             return Ok(());
         }
         let mut line = serde_json::to_vec(self)?;
@@ -92,7 +93,7 @@ pub fn read(path: &Path) -> Result<Vec<Asked>> {
 }
 
 /// What became of the rows of one run, all its parts together: of several choices of rows the one with the most questions.
-/// With it the hash of the prompts, where it was not shared out.
+/// With it the hash of the prompts, where there is one choice and it was not shared out.
 pub fn counts(asked: &[&Asked]) -> Option<(RowCounts, Option<String>)> {
     let mut choices: BTreeMap<&str, Vec<&Asked>> = BTreeMap::new();
     for asked in asked {
@@ -119,7 +120,9 @@ pub fn counts(asked: &[&Asked]) -> Option<(RowCounts, Option<String>)> {
         }
         Some((all, hash))
     };
-    choices.into_values().filter_map(together).max_by_key(|(counts, _)| counts.questions)
+    let one = choices.len() == 1;
+    let (counts, hash) = choices.into_values().filter_map(together).max_by_key(|(counts, _)| counts.questions)?;
+    Some((counts, hash.filter(|_| one)))
 }
 
 /// Rows by number as ranges: `0,5,10-20`.
@@ -185,7 +188,10 @@ mod tests {
         for asked in [&one, &other, &one] {
             asked.note(&path).unwrap();
         }
-        assert_eq!(read(&path).unwrap(), [one.clone(), other.clone()]);
+        assert_eq!(read(&path).unwrap(), [one.clone(), other.clone(), one.clone()], "the last is the latest");
+        one.note(&path).unwrap();
+        std::fs::write(&path, [&one, &other].map(|asked| serde_json::to_string(asked).unwrap() + "\n").concat())
+            .unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
         assert_eq!(read(&path).unwrap(), std::slice::from_ref(&one));

@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use crate::task::CodeTests;
 
+/// Raised with every change of which program is found: verdicts are kept with it.
+pub(crate) const FINDER: u32 = 2;
+
 /// The program that a completion means, however it is wrapped: the rest of the function's body after its head, or the whole
 /// function with what stands before it in the head; out of fenced blocks, or up to the fence that ends it.
 pub(crate) fn meant(tests: &CodeTests, completion: &str) -> String {
@@ -48,7 +51,9 @@ fn unfenced<'a>(tests: &CodeTests, completion: &'a str) -> Cow<'a, str> {
     };
     let blocks: Vec<String> = blocks.into_iter().map(unindented).collect();
     if let Some(place) = blocks.iter().position(|block| provides(block)) {
-        let earlier = blocks[..place].iter().filter(|block| is_program(block)).map(String::as_str);
+        // What only shows or tests how the function is used is nothing that it stands on.
+        let uses = |block: &str| names.iter().any(|name| block.split(|c: char| !is_word(c)).any(|word| word == *name));
+        let earlier = blocks[..place].iter().filter(|block| is_program(block) && !uses(block)).map(String::as_str);
         return Cow::Owned(earlier.chain([&*blocks[place]]).collect());
     }
     let body = blocks.iter().position(|block| goes_on(tests, block));
@@ -61,14 +66,17 @@ fn called(tests: &CodeTests) -> Vec<&str> {
     if let Some(name) = &tests.entry_point {
         return vec![name];
     }
-    let word = |c: char| c.is_alphanumeric() || c == '_';
     let before = |bracket: usize| {
         let name = &tests.checks[..bracket];
         let begin =
-            name.rfind(|c: char| !word(c)).map_or(0, |at| at + name[at..].chars().next().map_or(1, char::len_utf8));
+            name.rfind(|c: char| !is_word(c)).map_or(0, |at| at + name[at..].chars().next().map_or(1, char::len_utf8));
         Some(&name[begin..]).filter(|name| !name.is_empty())
     };
     tests.checks.match_indices('(').filter_map(|(bracket, _)| before(bracket)).collect()
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }
 
 /// Whether a completion goes on with the body of the function whose head it was given: its first line of code is indented as
@@ -182,9 +190,8 @@ fn fences(text: &str) -> Fences {
         let indentation = indentation(line);
         if let Some(block) = &mut open {
             let closes = |&(mark, from, length): &(char, usize, usize)| {
-                let at_the_end = line[from + length..].trim().is_empty() && runs.len() == 1;
                 let at_the_beginning = from == indentation && indentation <= block.indentation;
-                mark == block.mark && length >= block.length && (at_the_beginning || (at_the_end && from > indentation))
+                mark == block.mark && length >= block.length && (at_the_beginning || ends_code(line, &runs))
             };
             if let Some(&(_, from, _)) = runs.iter().find(|run| closes(run)) {
                 if from > indentation {
@@ -199,11 +206,12 @@ fn fences(text: &str) -> Fences {
         }
         let [(mark, from, length)] = runs[..] else { continue };
         let language = line[from + length..].trim();
-        let named = !language.is_empty() && language.chars().all(|c| c.is_alphanumeric() || "+-#._{}=\" ".contains(c));
         let first_of_its_line = from == indentation;
-        if (first_of_its_line && (language.is_empty() || named)) || (named && !language.contains(' ')) {
+        // Behind text a fence is one where nothing but a language follows, and it is neither quoted nor in a comment.
+        let named = !language.is_empty() && language.chars().all(|c| c.is_alphanumeric() || "+-#._".contains(c));
+        if first_of_its_line || (named && mark == '`' && !line[..from].contains(['"', '\'', '#'])) {
             open = Some(Open { mark, length, indentation, lines: String::new() });
-        } else if !(language.is_empty() || first_of_its_line) {
+        } else if !ends_code(line, &runs) {
             continue;
         }
         if indentation == 0 || !first_of_its_line {
@@ -212,6 +220,17 @@ fn fences(text: &str) -> Fences {
     }
     found.blocks.extend(open.map(Open::block));
     found
+}
+
+/// Whether a line of code ends with a fence of backticks, and not with a quoted one, or one in a comment.
+fn ends_code(line: &str, runs: &[(char, usize, usize)]) -> bool {
+    match runs {
+        [('`', from, length)] => {
+            let (before, after) = (&line[..*from], &line[from + length..]);
+            !before.trim().is_empty() && after.trim().is_empty() && !before.contains(['"', '\'', '#'])
+        }
+        _ => false,
+    }
 }
 
 /// The runs of three or more backticks or tildes in a line: mark, place, length.
@@ -247,6 +266,7 @@ mod tests {
         let body = "import math\n\ndef f(x):\n    \"\"\"Doc.\"\"\"\n    return x + 1\n\nassert f(1) == 2";
         let again = body.replace("\nassert", "\ndef f(x):\n    return x + 1\n\nassert");
         let commented = body.replace("    return", "# Add one.\n    return");
+        let commented_fence = whole.replace("def", "# ```\ndef");
         let blank = body.replace("    return", "\n    return");
         let fence_in_text = body.replace("x + 1", "len('\\\n    ```\\\n')");
         for (completion, expected) in [
@@ -276,6 +296,14 @@ mod tests {
             ("```python\n    def f(x):\n        return x + 1\n```", whole),
             (" Sure, here it is:\n```python\ndef f(x):\n    return x + 1\n```", whole),
             ("```python\r\ndef f(x):\n    return x + 1\n```\r\n", whole),
+            ("```python:solution.py\ndef f(x):\n    return x + 1\n```", whole),
+            ("```python title='a.py'\ndef f(x):\n    return x + 1\n```", whole),
+            ("```python\nfrom solution import f\nprint(f(1))\n```\n```python\ndef f(x):\n    return x + 1\n```", whole),
+            ("```python\n# ```\ndef f(x):\n    return x + 1\n```", &commented_fence),
+            ("    return x + 1  # ~~~\n", &body.replace("x + 1", "x + 1  # ~~~")),
+            ("    return x + 1  # about ```\n", &body.replace("x + 1", "x + 1  # about ```")),
+            ("    s = \"```\"\n    return x + 1\n", &body.replace("    return", "    s = \"```\"\n    return")),
+            ("    s = '~~~'\n    return x + 1\n", &body.replace("    return", "    s = '~~~'\n    return")),
             ("Use ```f```:\n```python\ndef f(x):\n    return x + 1\n```", whole),
             ("```\n\n```\n```python\ndef f(x):\n    return x + 1\n```", whole),
         ] {

@@ -65,13 +65,16 @@ pub fn rescore(
             if record.task != task.name() {
                 return Err(mismatch(format!("it is of task `{}`, not `{}`", record.task, task.name())));
             }
-            let row = rows.get(record.row);
-            let row = row.ok_or_else(|| mismatch(format!("the split has only {} rows", rows.len())))?;
-            let problem = task.problem(row)?;
             let earlier = match record.version {
                 Some(version) => version != task.version(),
                 None => last[&place(record)] != index,
             };
+            let row = match rows.get(record.row) {
+                Some(row) => row,
+                None if earlier => return Ok(None),
+                None => return Err(mismatch(format!("the split has only {} rows", rows.len()))),
+            };
+            let problem = task.problem(row)?;
             let (scores, along) = if record.likelihoods.is_some() {
                 (record.scores.clone(), Vec::new())
             } else if problem.question == record.question {

@@ -41,7 +41,7 @@ use crate::place::DeviceList;
 /// Large language models to diffusion finetuning: train a small diffusion path beside a frozen language model, then decode
 /// each token in as many diffusion steps as you want to pay for.
 #[derive(Debug, Parser)]
-#[command(name = "l2d", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "l2d", version = crate::VERSION, propagate_version = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -85,7 +85,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let sandbox = Launcher::current_exe([AGAIN])
         .and_then(|launcher| Sandbox::new(Mode::Required, Limits::default(), launcher, None));
     let mut report = Report {
-        version: env!("CARGO_PKG_VERSION"),
+        version: crate::VERSION,
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         backends: backends.into_iter().map(BackendKind::name).collect(),
         features: FEATURES.iter().filter_map(|&(name, there)| there.then_some(name)).collect(),

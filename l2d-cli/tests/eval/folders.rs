@@ -41,7 +41,7 @@ fn runs_of_other_settings_and_fewer_rows_are_told_apart() {
         let entry = &both["results"][format!("arithmetic@{series},steps=1,seed=0")];
         assert!(entry["accuracy,none"].is_number(), "{samples} of {series}: {}", both["results"]);
     }
-    assert_eq!(both["task"]["prompt_hash"], Value::Null, "the last report was of four questions");
+    assert_eq!(both["task"]["prompt_hash"], Value::Null, "four questions have another");
 
     // Asked for fewer tokens: the task has one number, each run its own.
     eval(at, "lengths", &[]).assert().success();
@@ -94,6 +94,10 @@ fn parts_are_of_one_evaluation_and_each_counts_once() {
     merge(&["a", "cold", "c"], &[], "x").code(2).stderr(contains("temperature 1.0, there 0.3"));
     eval(at, "few", &["--shard", "2/3", "--limit", "5"]).assert().success();
     merge(&["a", "few", "c"], &[], "x").code(2).stderr(contains("all of the rows, there first 5"));
+    // A look at a few of its rows does not make it another part.
+    eval(at, "c", &["--shard", "3/3", "--limit", "5"]).assert().success();
+    merge(&["a", "b", "c"], &[], "x").code(2).stderr(contains("first 5"));
+    eval(at, "c", &["--shard", "3/3"]).assert().success();
     // A part that was scored again, or begun and not finished, is the part it was.
     on(at, "rescore", &["b"], &["--data", &data]).assert().success().stdout(contains("(part 2/3)"));
     let path = at.join("b/arithmetic.samples.jsonl");
@@ -202,10 +206,11 @@ fn other_versions_of_a_task_are_other_runs_and_a_merge_that_fails_leaves_nothing
     let named = ["--data", &*data, "--tasks", &task];
     on(at, "rescore", &["out"], &named).assert().success();
     let both = runs(&report(&at.join("out"), "doubles"));
-    let expected = [("base, version 1", 6), ("base, version none", 3)];
+    let expected = [("base, version 1", 6), ("base, version 2", 3)];
     assert_eq!(both, expected.map(|(series, samples)| (series.to_owned(), json!(samples), json!(false))));
     // Another question: what answered the old one is in no run.
     edit("question = \"{{ a }}", "question = \"What is {{ a }}");
+    on(at, "compare", &["out", "out"], &["--tasks", &task]).assert().success().stdout(contains("version 1"));
     let path = at.join("out/doubles.samples.jsonl");
     let journal = std::fs::read_to_string(&path).expect("read");
     let first: String =
@@ -227,9 +232,12 @@ fn other_versions_of_a_task_are_other_runs_and_a_merge_that_fails_leaves_nothing
     }
     let out = at.join("whole").display().to_string();
     problems(at, 6);
+    std::fs::create_dir(&out).expect("made");
+    // Another task's, which begins alike.
+    std::fs::write(at.join("whole/arithmetic-hard.json"), "{}").expect("written");
     let unnamed = on(at, "merge", &["a", "b"], &["--data", &data, "--out", &out]).assert().code(2);
     unnamed.stderr(contains("doubles is no task of this program"));
-    assert_eq!(std::fs::read_dir(&out).expect("made").count(), 0);
+    assert_eq!(std::fs::read_dir(&out).expect("made").count(), 1);
 }
 
 #[test]

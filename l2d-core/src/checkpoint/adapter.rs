@@ -75,7 +75,7 @@ impl BaseFingerprint {
     }
 }
 
-/// SHA-256 of some rows of every matrix of the blocks and of the embedding, of all biases and norms: it differs whichever layers two models differ in.
+/// SHA-256 of some rows of every matrix, embedding and head among them, and of all biases and norms: it differs whichever layers two models differ in.
 pub fn weights_digest<B: Backend>(lm: &Lm<B>) -> String {
     const ROWS: usize = 4;
     let mut hash = Sha256::new();
@@ -83,6 +83,18 @@ pub fn weights_digest<B: Backend>(lm: &Lm<B>) -> String {
     let ids: Vec<i32> = (0..lm.config.vocab_size.min(ROWS) as i32).collect();
     add(host_values(lm.embed(Tensor::from_ints(ids.as_slice(), &lm.device()))));
     add(host_values(lm.final_norm.weight.val()));
+    // A head of its own, whole or in parts: the same numbers in the same order.
+    if !lm.config.tie_word_embeddings {
+        match (&lm.head, &lm.shards) {
+            (_, Some(shards)) => {
+                for row in 0..ROWS.min(lm.config.hidden_size) {
+                    shards.head.iter().for_each(|part| add(host_values(part.val().narrow(0, row, 1))));
+                }
+            }
+            (Some(head), None) => add(head.first_rows(ROWS)),
+            (None, None) => {}
+        }
+    }
     for block in &lm.blocks {
         let attention = [&block.query, &block.key, &block.value, &block.output];
         for linear in attention.into_iter().chain([&block.mlp.gate, &block.mlp.up, &block.mlp.down]) {

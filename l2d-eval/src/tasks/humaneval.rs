@@ -3,7 +3,7 @@
 
 use crate::code::{Judge, Tools, as_is, cut, up_to_the_function_end};
 use crate::error::{Error, Result};
-use crate::program::meant;
+use crate::program::{FINDER, meant};
 use crate::rows::{DataSet, Row};
 use crate::task::{CodeTests, Metric, Problem, Profile, Scores, Task, class};
 
@@ -110,7 +110,7 @@ impl Task for HumanEval {
     }
 
     fn judge(&self) -> Option<String> {
-        self.tools.code.as_ref().map(|runner| runner.identity())
+        self.tools.code.as_ref().map(|runner| format!("finder {FINDER}, {}", runner.identity()))
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {

@@ -2,7 +2,7 @@
 
 use crate::code::{Judge, Tools, as_is, cut};
 use crate::error::{Error, Result};
-use crate::program::meant;
+use crate::program::{FINDER, meant};
 use crate::rows::{DataSet, Row};
 use crate::task::{CodeTests, Metric, Problem, Profile, Scores, Task, class};
 
@@ -13,7 +13,7 @@ const METRICS: &[Metric] = &[
     Metric::new(
         "accuracy",
         Profile::Exact,
-        "tests pass: the completion up to a fence, or the first fenced block that is a program",
+        "tests pass: the completion up to a fence, or the first fenced block that defines what they call",
     ),
     Metric::new("paper", Profile::Paper, "tests pass: the completion as it is (the L2D reference)"),
     Metric::new("bigcode", Profile::Harness, "tests pass: the completion cut where bigcode-evaluation-harness cuts it"),
@@ -96,7 +96,7 @@ impl Task for Mbpp {
     }
 
     fn judge(&self) -> Option<String> {
-        self.tools.code.as_ref().map(|runner| runner.identity())
+        self.tools.code.as_ref().map(|runner| format!("finder {FINDER}, {}", runner.identity()))
     }
 
     fn problem(&self, row: &Row) -> Result<Problem> {

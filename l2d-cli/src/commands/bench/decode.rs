@@ -182,7 +182,7 @@ pub(crate) fn run<B: Backend>(
     }
     let Some(path) = &args.json else { return Ok(()) };
     let report = Report {
-        version: env!("CARGO_PKG_VERSION"),
+        version: crate::VERSION,
         backend: backend.name().into(),
         threads: l2d_core::cpu::num_threads(),
         model: args.model.model.display().to_string(),

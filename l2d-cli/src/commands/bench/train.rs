@@ -114,7 +114,7 @@ pub(crate) fn run<B: Backend>(args: &BenchTrainArgs, backend: BackendKind, devic
     }
     let Some(path) = &args.json else { return Ok(()) };
     let report = Report {
-        version: env!("CARGO_PKG_VERSION"),
+        version: crate::VERSION,
         backend: backend.name(),
         threads: l2d_core::cpu::num_threads(),
         model: args.model.display().to_string(),

@@ -7,7 +7,7 @@ use l2d_eval::report::{Report, RunReport, TaskReport};
 use l2d_eval::rows::{check_count, read_split};
 use l2d_eval::task::Profile;
 use l2d_eval::tasks::{NAMES, by_name};
-use l2d_eval::{Asked, Journal, RunResult, RunSettings, Task, Tools, asked, rescore};
+use l2d_eval::{Asked, Journal, Rescored, RunResult, RunSettings, Task, Tools, asked, rescore};
 use serde_json::Value;
 
 use super::identity::owner_in;
@@ -98,17 +98,17 @@ pub(super) fn score(
         })
         .collect();
     let largest = of_runs.iter().max_by_key(|(counts, _)| counts.questions);
-    let counts = match largest {
-        Some((counts, _)) if counts.questions >= scored.rows.questions => *counts,
-        _ => scored.rows,
-    };
+    let whole = largest.filter(|(counts, _)| counts.questions >= scored.rows.questions);
+    let counts = whole.map_or(scored.rows, |(counts, _)| *counts);
     let hashes: BTreeSet<&Option<String>> = of_runs.iter().map(|(_, hash)| hash).collect();
-    let of_all = hashes.len() == 1 && of_runs.len() == scored.runs.len();
+    let of_all = whole.is_some() && hashes.len() == 1 && of_runs.len() == scored.runs.len();
     let hash = hashes.first().copied().filter(|_| of_all).cloned().flatten();
     let asked_otherwise = scored.runs.iter().any(|run| Some(how(&run.settings.generation)) != first);
     let described =
         TaskReport { asked_otherwise, ..TaskReport::new(task.as_ref(), profile, counts, hash.as_deref(), &files) };
-    let versions = scored.runs.iter().map(|run| run.version).collect::<Vec<_>>();
+    let several = scored.runs.iter().any(|run| run.version.is_some());
+    let version = |run: &Rescored| several.then(|| run.version.unwrap_or(task.version()));
+    let versions: Vec<Option<u32>> = scored.runs.iter().map(version).collect();
     let runs: Vec<(RunSettings, RunResult)> = scored.runs.into_iter().map(|run| (run.settings, run.result)).collect();
     let reports = reports_of(task.as_ref(), profile, &runs, &versions);
     let report = Report::new(described, model, reports).in_environment(environment);
@@ -124,7 +124,7 @@ pub(super) fn reports<'a>(
     reports_of(task, profile, runs, &vec![None; runs.len()])
 }
 
-/// The same, of runs of several versions of the task; `None` is today's.
+/// The same, of runs of several versions of the task, where there are several.
 fn reports_of<'a>(
     task: &dyn Task,
     profile: Profile,

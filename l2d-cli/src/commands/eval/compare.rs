@@ -18,6 +18,7 @@ use crate::output::say;
 /// Runs the command.
 pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
     let mut compared = 0;
+    let mut unlike = None;
     for kept in kept_in(&args.first, args.tasks.as_deref())? {
         let name = &kept.name;
         let second = kept.journal_in(&args.second);
@@ -44,7 +45,13 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
                         ))
                     })
                 };
-                asked_the_same(name, first, second)?;
+                if let Some(row) = asked_otherwise(first, second) {
+                    unlike = Some(format!(
+                        "{name}: row {row} of {a} is another question than that of {b}: they were not asked of the same data, or by \
+                         the same version of the task"
+                    ));
+                    continue;
+                }
                 let (first, second) = (of(first)?, of(second)?);
                 let questions =
                     |judged: &[Judged]| judged.iter().map(|judged| judged.question).collect::<BTreeSet<_>>().len();
@@ -62,6 +69,11 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
             }
         }
     }
+    match unlike {
+        Some(reason) if compared == 0 => return Err(CliError::Usage(reason)),
+        Some(reason) => eprintln!("not compared: {reason}"),
+        None => {}
+    }
     if compared == 0 {
         return Err(CliError::Usage(format!(
             "nothing to compare: {} and {} have no task in common, or no question of one",
@@ -72,31 +84,31 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Rows are compared by number: they must be the same rows.
-fn asked_the_same(task: &str, first: &[Record], second: &[Record]) -> Result<(), CliError> {
+/// Rows are compared by number: the first that is not the same question in both.
+fn asked_otherwise(first: &[Record], second: &[Record]) -> Option<usize> {
     let questions: BTreeMap<usize, &str> = first.iter().map(|record| (record.row, &*record.question)).collect();
-    match second.iter().find(|record| questions.get(&record.row).is_some_and(|asked| *asked != record.question)) {
-        None => Ok(()),
-        Some(record) => Err(CliError::Usage(format!(
-            "{task}: row {} is another question in the one than in the other: they were not asked of the same data",
-            record.row
-        ))),
-    }
+    let other = |record: &&Record| questions.get(&record.row).is_some_and(|asked| *asked != record.question);
+    second.iter().find(other).map(|record| record.row)
 }
 
 /// The samples of a task in a folder by the run they belong to, with its name.
 fn runs(folder: &Path, kept: &Kept) -> Result<Vec<(String, Vec<Record>)>, CliError> {
     // Of several answers to one sample, by a version of the task that records did not name yet, the last counts.
     let mut records: BTreeMap<(String, u64), BTreeMap<(usize, usize), Record>> = BTreeMap::new();
-    for record in journal::read(&kept.journal_in(folder))? {
-        let settings = with_version(&record.settings, record.version);
+    let all = journal::read(&kept.journal_in(folder))?;
+    let newest = all.iter().filter_map(|record| record.version).max();
+    let several = all.iter().any(|record| record.version.is_some() && record.version != newest);
+    // Records of before they named a version are taken for the newest's.
+    let version = |record: &Record| record.version.or(newest).filter(|_| several);
+    for record in all {
+        let settings = with_version(&record.settings, version(&record));
         let run = records.entry((settings.to_string(), record.seed)).or_default();
         run.insert((record.row, record.sample), record);
     }
     let runs: Vec<Vec<Record>> = records.into_values().map(|samples| samples.into_values().collect()).collect();
     let none = RunResult { samples: Vec::new(), interrupted: false };
     let settings: Vec<(Value, &RunResult)> =
-        runs.iter().map(|samples| (with_version(&samples[0].settings, samples[0].version), &none)).collect();
+        runs.iter().map(|samples| (with_version(&samples[0].settings, version(&samples[0])), &none)).collect();
     let mut names = Vec::new();
     for (label, samples) in labels(&settings).into_iter().zip(&runs) {
         let guidance = label.guidance.map_or_else(String::new, |strength| format!(", guidance {strength}"));

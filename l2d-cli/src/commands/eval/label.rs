@@ -47,7 +47,7 @@ fn shown(key: &str, value: Option<&String>) -> String {
     format!(", {name} {}", if hash { &value[..HASH] } else { value })
 }
 
-/// Settings with the version of the task that asked, where it is another than today's.
+/// Settings with the version of the task that asked, where there are several.
 pub(super) fn with_version(settings: &Value, version: Option<u32>) -> Value {
     let mut settings = settings.clone();
     if let (Value::Object(parts), Some(version)) = (&mut settings, version) {

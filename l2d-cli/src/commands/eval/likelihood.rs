@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer, OptionLikelihood, ScoredQuestion};
 use l2d_eval::report::{Published, Report, TaskReport};
+use l2d_eval::rows::SourceFile;
 use l2d_eval::task::{LikelihoodQuestion, Profile};
 use l2d_eval::tasks::by_name;
 use l2d_eval::{BoxError, RunSettings, Task, Tools};
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use super::identity::Identity;
 use super::kept::ASKED;
+use super::shared::asked_alike;
 use super::{Rows, again, check_owners, each_once, journal_of, nothing_to_ask, outputs, published, read};
 use crate::args::EvalArgs;
 use crate::backend::BackendKind;
@@ -91,12 +93,20 @@ pub(super) fn run<B: Backend>(
     let decoder = Decoder::plain(ready.model.lm());
     let mut scorer = ModelScorer { decoder, text: &ready.text, cancel: &cancel, threads: backend.decode_threads() };
     let evaluations = settle(ranks, ready.evaluations(args, &mut scorer, ranks))?;
-    for ((task, evaluation), Rows { files, .. }) in ready.tasks.iter().zip(&evaluations).zip(&ready.asked) {
-        let mut journal = journal_of(args, task.name())?;
+    let settings = |task: &ByLikelihood| {
         let generation = json!({ "asked": { "shots": task.shots() }, "model": ready.identity.key, "likelihood": true });
-        let settings = RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation };
-        let read = files.iter().map(|file| file.sha256.clone()).collect();
-        evaluation.asked(&settings, read).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
+        RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation }
+    };
+    let digests = |files: &[SourceFile]| files.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
+    let each = || ready.tasks.iter().zip(&evaluations).zip(&ready.asked);
+    let asked: Vec<_> = each()
+        .map(|((task, evaluation), Rows { files, .. })| evaluation.asked(&settings(task), digests(files)))
+        .collect();
+    asked_alike(ranks, &asked, Profile::Harness.name())?;
+    for ((task, evaluation), Rows { files, .. }) in each() {
+        let mut journal = journal_of(args, task.name())?;
+        let settings = settings(task);
+        evaluation.asked(&settings, digests(files)).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
         progress.finish();

@@ -68,14 +68,15 @@ pub(super) fn put_together(args: &MergeArgs, parts: Parts) -> Result<(), CliErro
         gathered.push((kept, whole));
     }
     std::fs::create_dir_all(&args.out).map_err(|e| CliError::io(&args.out, e))?;
+    let before = files_in(&args.out);
     let mut bars = Bars::default();
-    for (place, (kept, whole)) in gathered.iter().enumerate() {
+    for (kept, whole) in &gathered {
         let written = write(&args.out, kept, whole)
             .and_then(|()| score(&args.out, &args.answers, kept, whole.model.clone(), &mut bars));
         if let Err(error) = written {
             // The same command, mended, must find the folder as it was.
             if parts == Parts::Shards {
-                gathered[..=place].iter().for_each(|(kept, _)| remove(&args.out, &kept.name));
+                files_in(&args.out).difference(&before).for_each(|file| drop(std::fs::remove_file(file)));
             }
             return Err(error);
         }
@@ -83,14 +84,8 @@ pub(super) fn put_together(args: &MergeArgs, parts: Parts) -> Result<(), CliErro
     bars.draw(&args.out)
 }
 
-/// Takes away all files of a task.
-fn remove(folder: &Path, task: &str) {
-    let own = |name: &str| name.strip_prefix(task).is_some_and(|rest| rest.starts_with(['.', '-']));
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(own) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
+fn files_in(folder: &Path) -> BTreeSet<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// Refuses a folder that is given twice: its rows would count twice.
@@ -114,12 +109,11 @@ fn parts_of_one(parts: &[PathBuf], kept: &Kept, partial: bool) -> Result<(), Cli
     let name = &kept.name;
     let mut asked: Vec<(&Path, Vec<Asked>)> = Vec::new();
     for part in parts {
-        asked.push((part, kept.asked_in(part)?));
+        asked.push((part, latest(kept.asked_in(part)?)));
     }
     let unsaid = asked.iter().find(|(_, asked)| asked.is_empty()).map(|(part, _)| *part);
-    // Folders of before that was kept say nothing.
     asked.retain(|(_, asked)| !asked.is_empty());
-    if let Some(part) = unsaid.filter(|_| !asked.is_empty() && !partial) {
+    if let Some(part) = unsaid.filter(|_| !partial) {
         return Err(CliError::Usage(format!(
             "{} is not there, so that nobody knows what this part was to ask (--partial goes on)",
             part.join(format!("{name}{ASKED}")).display()
@@ -169,6 +163,16 @@ fn parts_of_one(parts: &[PathBuf], kept: &Kept, partial: bool) -> Result<(), Cli
         each_shard(name, &shards, partial)?;
     }
     Ok(())
+}
+
+/// Of each run what it was asked last.
+fn latest(asked: Vec<Asked>) -> Vec<Asked> {
+    let mut runs: Vec<Asked> = Vec::new();
+    for asked in asked {
+        runs.retain(|run| run.settings != asked.settings || run.seed != asked.seed);
+        runs.push(asked);
+    }
+    runs
 }
 
 /// Every shard of a run must be there once.

@@ -4,18 +4,34 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
-use l2d_eval::Shard;
-use l2d_train::ranks::Ranks;
+use l2d_eval::runner::RowCounts;
+use l2d_eval::{Asked, Shard};
+use l2d_train::ranks::{Ranks, agree};
 
 use super::answer;
 use super::merge::{self, Parts};
 use crate::args::{AnswersArgs, EvalArgs, MergeArgs};
 use crate::backend::BackendKind;
 use crate::error::CliError;
-use crate::ranks::{alone_failed, settle};
+use crate::ranks::{alone_failed, settle, together_failed};
 
 /// The folder in that of the evaluation in which the ranks keep their journals.
 const PARTS: &str = "ranks";
+
+/// Makes sure that all ranks have been asked for the same: of the same tasks, settings, files and choice of rows.
+pub(super) fn asked_alike(ranks: &dyn Ranks, asked: &[Asked], profile: &str) -> Result<(), CliError> {
+    // What is each rank's own share.
+    let alike = |asked: &Asked| Asked {
+        rows: String::new(),
+        prompt_hash: String::new(),
+        counts: RowCounts { in_split: asked.counts.in_split, ..RowCounts::default() },
+        ..asked.clone()
+    };
+    let alike: Vec<Asked> = asked.iter().map(alike).collect();
+    let written = serde_json::to_string(&alike).map_err(l2d_eval::Error::from)?;
+    agree(ranks, &[("profile", profile.to_owned()), ("evaluation", written)])
+        .map_err(|error| together_failed(ranks, error.into()))
+}
 
 /// Runs one rank's part.
 pub(super) fn run<B: Backend>(

@@ -103,7 +103,7 @@ pub(crate) fn run<B: Backend>(args: &PlanArgs, backend: BackendKind, device: &De
     let least = measured.as_ref().and_then(Measured::least).unwrap_or(0.0);
     let needed_bytes = found.unwrap_or(estimated_bytes.max(least));
     let plan = Plan {
-        version: env!("CARGO_PKG_VERSION"),
+        version: crate::VERSION,
         backend: backend.name(),
         model: args.model.display().to_string(),
         precision: rows,
