@@ -5,13 +5,14 @@ use std::path::Path;
 
 use l2d_core::Error;
 use l2d_core::checkpoint::{
-    BaseFingerprint, StoredDtype, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter,
+    BaseFingerprint, StoredDtype, inspect_adapter, load_adapter, load_adapter_bytes, save_adapter, weights_digest,
 };
+use l2d_core::cpu::WeightFormat;
 use l2d_core::diffusion::{DiffusionPath, RawDiffusionConfig, Variant};
 use l2d_core::lm::Lm;
-use l2d_core::parameters::parameters;
+use l2d_core::parameters::{parameters, replace_parameters};
 use l2d_testkit::TestBackend;
-use l2d_testkit::models::golden_lm;
+use l2d_testkit::models::{golden_lm, golden_lm_within};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -100,6 +101,29 @@ fn an_adapter_of_another_base_is_refused() {
     changed.final_norm.weight = burn::module::Param::from_tensor(changed.final_norm.weight.val() * 1.01);
     let error = load_adapter(&file, &changed).expect_err("other weights");
     assert!(error.to_string().contains("the weights are not"), "{error}");
+}
+
+/// Whatever tensor of a model another finetune has changed, it is another model; held in parts or packed it is the same.
+#[test]
+fn every_tensor_has_a_part_in_the_digest() {
+    for folder in ["base_llama", "base_qwen2"] {
+        let device = Default::default();
+        let lm: Lm<B> = golden_lm(folder, &device);
+        let digest = weights_digest(&lm);
+        assert_eq!(weights_digest(&golden_lm_within::<B>(folder, &device, Some(40_000))), digest, "{folder}");
+        assert_eq!(weights_digest(&lm.clone().packed(WeightFormat::F32)), digest, "{folder}");
+        // A tied head is the embedding once more.
+        let own = |name: &str| !(lm.config.tie_word_embeddings && name.starts_with("head."));
+        for tensor in parameters(&lm).into_iter().filter(|tensor| own(&tensor.name)) {
+            let changed = replace_parameters(lm.clone(), &mut |name, _| {
+                let same = parameters(&lm).into_iter().find(|other| other.name == name).expect("a tensor of the model");
+                let scale = if name == tensor.name { 1.5 } else { 1.0 };
+                Ok(same.values.iter().map(|value| value * scale + (scale - 1.0)).collect())
+            });
+            let changed = weights_digest(&changed.expect("the same shapes"));
+            assert_ne!(changed, digest, "{folder}: {}", tensor.name);
+        }
+    }
 }
 
 #[test]
