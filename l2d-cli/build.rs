@@ -12,10 +12,9 @@ fn main() {
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=L2D_COMMIT={commit}");
     println!("cargo::rerun-if-changed=build.rs");
-    // A commit moves the branch, whose file may come and go with `git gc`, so its folder is watched; another branch moves the head.
-    let branch = git(&["symbolic-ref", "-q", "HEAD"]).unwrap_or_default();
-    let folder = branch.rsplit_once('/').map_or("refs", |(folder, _)| folder);
-    for name in ["HEAD", &branch, folder, "packed-refs"] {
+    // A commit moves the branch, whose file comes and goes with `git gc`, so that all branches are watched; another branch, or none,
+    // moves the head.
+    for name in ["HEAD", "refs/heads", "packed-refs"] {
         let path = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists());
         if let Some(path) = path {
             println!("cargo::rerun-if-changed={path}");

@@ -31,7 +31,7 @@ pub struct Asked {
     pub counts: RowCounts,
     /// The hash of the prompts.
     pub prompt_hash: String,
-    /// SHA-256 of the files the rows and shots came from.
+    /// Hashes of the files the rows and shots came from, and of the task's own where it is one of a file.
     pub files: Vec<String>,
 }
 

@@ -91,6 +91,10 @@ impl Task for ByLikelihood {
         self.inner.folder()
     }
 
+    fn file_digest(&self) -> Option<&str> {
+        self.inner.file_digest()
+    }
+
     fn split(&self) -> &str {
         self.inner.split()
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::task::CodeTests;
 
 /// Raised with every change of which program is found: verdicts are kept with it.
-pub(crate) const FINDER: u32 = 2;
+pub(crate) const FINDER: u32 = 3;
 
 /// The program that a completion means, however it is wrapped: the rest of the function's body after its head, or the whole
 /// function with what stands before it in the head; out of fenced blocks, or up to the fence that ends it.
@@ -39,7 +39,7 @@ fn definition(code: &str, name: &str) -> Option<usize> {
 /// is in fenced blocks: the first that provides what the tests call, after the earlier ones that it may stand on.
 fn unfenced<'a>(tests: &CodeTests, completion: &'a str) -> Cow<'a, str> {
     let names = called(tests);
-    let provides = |code: &str| names.iter().any(|name| provides(code, name));
+    let provides = |code: &str| names.iter().any(|name| provides_name(code, name));
     let Fences { blocks, end } = fences(completion);
     let before = &completion[..end.unwrap_or(completion.len())];
     if blocks.is_empty() || goes_on(tests, before) || (begins_as_code(before) && provides(before)) {
@@ -52,7 +52,13 @@ fn unfenced<'a>(tests: &CodeTests, completion: &'a str) -> Cow<'a, str> {
     let blocks: Vec<String> = blocks.into_iter().map(unindented).collect();
     if let Some(place) = blocks.iter().position(|block| provides(block)) {
         // What only shows or tests how the function is used is nothing that it stands on.
-        let uses = |block: &str| names.iter().any(|name| block.split(|c: char| !is_word(c)).any(|word| word == *name));
+        let own: Vec<&str> = names.iter().copied().filter(|name| provides_name(&blocks[place], name)).collect();
+        let uses = |block: &str| {
+            let told = |line: &str| line.split('#').next().unwrap_or_default().to_owned();
+            let mentions = |line: &str| told(line).split(|c: char| !is_word(c)).any(|word| own.contains(&word));
+            block.lines().any(|line| !line.starts_with([' ', '\t']) && mentions(line))
+                || ["unittest", "pytest", "__main__"].iter().any(|sign| block.contains(sign))
+        };
         let earlier = blocks[..place].iter().filter(|block| is_program(block) && !uses(block)).map(String::as_str);
         return Cow::Owned(earlier.chain([&*blocks[place]]).collect());
     }
@@ -92,7 +98,7 @@ fn goes_on(tests: &CodeTests, completion: &str) -> bool {
 }
 
 /// Whether code defines a name at the beginning of a line.
-fn provides(code: &str, name: &str) -> bool {
+fn provides_name(code: &str, name: &str) -> bool {
     let class_or_value = |line: &str| {
         let class = line.strip_prefix("class ").and_then(|rest| rest.strip_prefix(name));
         let value = line.strip_prefix(name).map(str::trim_start);
@@ -207,9 +213,10 @@ fn fences(text: &str) -> Fences {
         let [(mark, from, length)] = runs[..] else { continue };
         let language = line[from + length..].trim();
         let first_of_its_line = from == indentation;
-        // Behind text a fence is one where nothing but a language follows, and it is neither quoted nor in a comment.
-        let named = !language.is_empty() && language.chars().all(|c| c.is_alphanumeric() || "+-#._".contains(c));
-        if first_of_its_line || (named && mark == '`' && !line[..from].contains(['"', '\'', '#'])) {
+        // Behind text a fence is one where nothing but the language follows.
+        let named = ["python", "python3", "py", "py3"].contains(&&*language.to_lowercase());
+        let comment = line.trim_start().starts_with('#');
+        if first_of_its_line || (named && mark == '`' && !comment) {
             open = Some(Open { mark, length, indentation, lines: String::new() });
         } else if !ends_code(line, &runs) {
             continue;
@@ -227,10 +234,26 @@ fn ends_code(line: &str, runs: &[(char, usize, usize)]) -> bool {
     match runs {
         [('`', from, length)] => {
             let (before, after) = (&line[..*from], &line[from + length..]);
-            !before.trim().is_empty() && after.trim().is_empty() && !before.contains(['"', '\'', '#'])
+            !before.trim().is_empty() && after.trim().is_empty() && is_code(before)
         }
         _ => false,
     }
+}
+
+/// Whether a line of Python has come to code at its end: to no string that is open, and to no comment.
+fn is_code(line: &str) -> bool {
+    let mut quote = None;
+    let mut characters = line.chars();
+    while let Some(c) = characters.next() {
+        match (quote, c) {
+            (Some(_), '\\') => drop(characters.next()),
+            (Some(open), c) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '#') => return false,
+            _ => {}
+        }
+    }
+    quote.is_none()
 }
 
 /// The runs of three or more backticks or tildes in a line: mark, place, length.
@@ -266,6 +289,8 @@ mod tests {
         let body = "import math\n\ndef f(x):\n    \"\"\"Doc.\"\"\"\n    return x + 1\n\nassert f(1) == 2";
         let again = body.replace("\nassert", "\ndef f(x):\n    return x + 1\n\nassert");
         let commented = body.replace("    return", "# Add one.\n    return");
+        let quoted = whole.replace("x + 1", "{'a': x + 1}['a']");
+        let helped = whole.replace("def", "def total(xs):\n    # used by f below\n    seen.f(xs)\ndef");
         let commented_fence = whole.replace("def", "# ```\ndef");
         let blank = body.replace("    return", "\n    return");
         let fence_in_text = body.replace("x + 1", "len('\\\n    ```\\\n')");
@@ -304,6 +329,13 @@ mod tests {
             ("    return x + 1  # about ```\n", &body.replace("x + 1", "x + 1  # about ```")),
             ("    s = \"```\"\n    return x + 1\n", &body.replace("    return", "    s = \"```\"\n    return")),
             ("    s = '~~~'\n    return x + 1\n", &body.replace("    return", "    s = '~~~'\n    return")),
+            ("Here's the function: ```python\ndef f(x):\n    return x + 1\n```\nIt adds one.", whole),
+            ("Solution #1: ```python\ndef f(x):\n    return x + 1\n```", whole),
+            ("```python\ndef f(x):\n    return {'a': x + 1}['a']```\nThis adds one.", &quoted),
+            (
+                "```python\ndef total(xs):\n    # used by f below\n    seen.f(xs)\n```\n```python\ndef f(x):\n    return x + 1\n```",
+                &helped,
+            ),
             ("Use ```f```:\n```python\ndef f(x):\n    return x + 1\n```", whole),
             ("```\n\n```\n```python\ndef f(x):\n    return x + 1\n```", whole),
         ] {
@@ -325,6 +357,16 @@ mod tests {
         ] {
             assert_eq!(meant(&tests, &completion), program, "{completion}");
         }
+        let helper = "def helper(xs):\n    return set(xs)\n";
+        let both = format!("```python\n{helper}```\n```python\n{function}```");
+        assert_eq!(
+            meant(&tests, &both),
+            format!("{helper}{program}"),
+            "`set` is the tests', and not what is asked for"
+        );
+        let tested =
+            format!("```python\nimport unittest\nclass T(unittest.TestCase):\n    pass\n```\n```python\n{function}```");
+        assert_eq!(meant(&tests, &tested), program);
         let with_import = format!("import math\n{program}");
         assert_eq!(meant(&tests, &format!("```python\nimport math\n```\n```python\n{function}```")), with_import);
         assert_eq!(meant(&tests, "f = lambda x: x + 1\n```\n"), "f = lambda x: x + 1\n\nassert set(f(1)) == {2}");

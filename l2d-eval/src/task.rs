@@ -205,6 +205,11 @@ pub trait Task: Send + Sync {
         None
     }
 
+    /// The hash of the file that says what it is; `None` for a task that is part of this crate.
+    fn file_digest(&self) -> Option<&str> {
+        None
+    }
+
     /// The split that is evaluated.
     fn split(&self) -> &str {
         "test"

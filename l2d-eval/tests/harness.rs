@@ -335,7 +335,7 @@ fn programs_that_were_judged_are_not_run_again() {
         evaluation.run(&settings(3), Scoring::Now, &mut generator, Some(&mut journal), &mut (), &NEVER).unwrap();
         assert_eq!(other.0.load(Ordering::Relaxed), 3);
     }
-    assert!(journal.records().iter().all(|record| record.judge.as_deref() == Some("finder 2, reader 1")));
+    assert!(journal.records().iter().all(|record| record.judge.as_deref() == Some("finder 3, reader 1")));
 }
 
 /// Options are as likely as a table says.

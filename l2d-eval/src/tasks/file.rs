@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::extract::canonical_number;
+use crate::journal::hash;
 use crate::latex::{Value, same_value};
 use crate::rows::{DataSet, Row};
 use crate::task::{LikelihoodQuestion, Metric, Problem, Profile, Score, Scores, Task, class};
@@ -125,6 +126,7 @@ fn exact() -> Profile {
 /// A task from a TOML file.
 pub struct FileTask {
     path: PathBuf,
+    digest: String,
     spec: Spec,
     data_set: Option<DataSet>,
     templates: Environment<'static>,
@@ -210,7 +212,17 @@ impl FileTask {
                 .find(|class| *class == name)
                 .ok_or_else(|| bad(format!("`class`: `{name}` is none of {}", classes.join(", "))))?,
         };
-        Ok(Self { path: path.to_path_buf(), metrics: metrics.collect(), data_set, templates, patterns, class, spec })
+        let digest = hash(text.as_bytes());
+        Ok(Self {
+            path: path.to_path_buf(),
+            digest,
+            metrics: metrics.collect(),
+            data_set,
+            templates,
+            patterns,
+            class,
+            spec,
+        })
     }
 
     fn render(&self, template: &str, row: &Row) -> Result<String> {
@@ -279,6 +291,10 @@ impl Task for FileTask {
     fn folder(&self) -> Option<PathBuf> {
         let folder = self.spec.data.folder.as_ref()?;
         Some(self.path.parent().unwrap_or(Path::new("")).join(folder))
+    }
+
+    fn file_digest(&self) -> Option<&str> {
+        Some(&self.digest)
     }
 
     fn split(&self) -> &str {

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::CacheFormat;
 use l2d_eval::report::{Published, Report, TaskReport};
-use l2d_eval::rows::SourceFile;
+
 use l2d_eval::task::{Profile, Turn};
 use l2d_eval::{Evaluation, Journal, LengthLimit, RunResult, RunSettings, Scoring, Task};
 use l2d_infer::decode::BeamParams;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::identity::Identity;
 use super::kept::ASKED;
 use super::outputs::{self, Bars};
-use super::shared::asked_alike;
+use super::shared::{asked_alike, digests};
 use super::tools::{self, Equipped};
 use super::{
     MAX_ROW_TOKENS, Rows, adjust, again, check_owners, each_once, journal_of, length, nothing_to_ask, published, read,
@@ -150,14 +150,15 @@ pub(super) fn run<B: Backend>(
     let scoring = if args.predict_only { Scoring::Later } else { Scoring::Now };
     let ready = settle(ranks, Ready::<B>::new(args, backend, device))?;
     let evaluations = settle(ranks, ready.evaluations(args, ranks))?;
-    let digests = |files: &[SourceFile]| files.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
     let mut asked = Vec::new();
     for (evaluation, Rows { files, .. }) in evaluations.iter().zip(&ready.asked) {
         for point in &ready.points {
-            asked.push(evaluation.asked(&ready.settings(args, point, evaluation.task()), digests(files)));
+            asked.push(
+                evaluation.asked(&ready.settings(args, point, evaluation.task()), digests(evaluation.task(), files)),
+            );
         }
     }
-    asked_alike(ranks, &asked, ready.profile.name())?;
+    asked_alike(ranks, &ready.tasks.iter().map(|task| task.name()).collect::<Vec<_>>(), &asked, ready.profile.name())?;
     let cancel = on_interrupt()?;
     let mut bars = Bars::default();
     for (evaluation, Rows { files, .. }) in evaluations.iter().zip(&ready.asked) {
@@ -166,7 +167,9 @@ pub(super) fn run<B: Backend>(
         let mut runs: Vec<(RunSettings, RunResult)> = Vec::new();
         for point in &ready.points {
             let settings = ready.settings(args, point, task);
-            evaluation.asked(&settings, digests(files)).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
+            evaluation
+                .asked(&settings, digests(task, files))
+                .note(&args.out.join(format!("{}{ASKED}", task.name())))?;
             let result = decode(&ready, point, &cancel, backend, evaluation, &settings, scoring, &mut journal)?;
             bars.extend(task.name(), &settings, &result);
             let stopped = result.interrupted;

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer, OptionLikelihood, ScoredQuestion};
 use l2d_eval::report::{Published, Report, TaskReport};
-use l2d_eval::rows::SourceFile;
+
 use l2d_eval::task::{LikelihoodQuestion, Profile};
 use l2d_eval::tasks::by_name;
 use l2d_eval::{BoxError, RunSettings, Task, Tools};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::identity::Identity;
 use super::kept::ASKED;
-use super::shared::asked_alike;
+use super::shared::{asked_alike, digests};
 use super::{Rows, again, check_owners, each_once, journal_of, nothing_to_ask, outputs, published, read};
 use crate::args::EvalArgs;
 use crate::backend::BackendKind;
@@ -97,16 +97,20 @@ pub(super) fn run<B: Backend>(
         let generation = json!({ "asked": { "shots": task.shots() }, "model": ready.identity.key, "likelihood": true });
         RunSettings { samples: 1, batch_size: args.batch_size, seed: args.decode.seed, generation }
     };
-    let digests = |files: &[SourceFile]| files.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
     let each = || ready.tasks.iter().zip(&evaluations).zip(&ready.asked);
     let asked: Vec<_> = each()
-        .map(|((task, evaluation), Rows { files, .. })| evaluation.asked(&settings(task), digests(files)))
+        .map(|((task, evaluation), Rows { files, .. })| evaluation.asked(&settings(task), digests(task, files)))
         .collect();
-    asked_alike(ranks, &asked, Profile::Harness.name())?;
+    asked_alike(
+        ranks,
+        &ready.tasks.iter().map(|task| task.name()).collect::<Vec<_>>(),
+        &asked,
+        Profile::Harness.name(),
+    )?;
     for ((task, evaluation), Rows { files, .. }) in each() {
         let mut journal = journal_of(args, task.name())?;
         let settings = settings(task);
-        evaluation.asked(&settings, digests(files)).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
+        evaluation.asked(&settings, digests(task, files)).note(&args.out.join(format!("{}{ASKED}", task.name())))?;
         let mut progress = EvalProgress::new(task.name().to_owned());
         let result = evaluation.run(&settings, &mut scorer, &mut journal, &mut progress, &cancel)?;
         progress.finish();

@@ -71,12 +71,27 @@ pub(super) fn put_together(args: &MergeArgs, parts: Parts) -> Result<(), CliErro
     let before = files_in(&args.out);
     let mut bars = Bars::default();
     for (kept, whole) in &gathered {
+        let files = [kept.journal_in(&args.out), args.out.join(format!("{}{ASKED}", kept.name))];
+        let earlier: Vec<Option<Vec<u8>>> = files.iter().map(|file| std::fs::read(file).ok()).collect();
         let written = write(&args.out, kept, whole)
             .and_then(|()| score(&args.out, &args.answers, kept, whole.model.clone(), &mut bars));
         if let Err(error) = written {
             // The same command, mended, must find the folder as it was.
+            for (file, bytes) in files.iter().zip(&earlier) {
+                match bytes {
+                    Some(bytes) => write_atomically(file, |out| out.write_all(bytes))?,
+                    None => drop(std::fs::remove_file(file)),
+                }
+            }
             if parts == Parts::Shards {
-                files_in(&args.out).difference(&before).for_each(|file| drop(std::fs::remove_file(file)));
+                let ours = |file: &&PathBuf| {
+                    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let of = |(kept, _): &(Kept, Whole)| {
+                        name.strip_prefix(&*kept.name).is_some_and(|rest| rest.starts_with(['.', '-']))
+                    };
+                    gathered.iter().any(of)
+                };
+                files_in(&args.out).difference(&before).filter(ours).for_each(|file| drop(std::fs::remove_file(file)));
             }
             return Err(error);
         }

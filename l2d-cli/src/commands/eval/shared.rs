@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use burn::tensor::backend::Backend;
+use l2d_eval::rows::SourceFile;
 use l2d_eval::runner::RowCounts;
-use l2d_eval::{Asked, Shard};
+use l2d_eval::{Asked, Shard, Task};
 use l2d_train::ranks::{Ranks, agree};
 
 use super::answer;
@@ -18,8 +19,14 @@ use crate::ranks::{alone_failed, settle, together_failed};
 /// The folder in that of the evaluation in which the ranks keep their journals.
 const PARTS: &str = "ranks";
 
+/// Hashes of what a task's questions depend on: the files it reads, and its own.
+pub(super) fn digests(task: &dyn Task, files: &[SourceFile]) -> Vec<String> {
+    let own = task.file_digest().map(str::to_owned);
+    files.iter().map(|file| file.sha256.clone()).chain(own).collect()
+}
+
 /// Makes sure that all ranks have been asked for the same: of the same tasks, settings, files and choice of rows.
-pub(super) fn asked_alike(ranks: &dyn Ranks, asked: &[Asked], profile: &str) -> Result<(), CliError> {
+pub(super) fn asked_alike(ranks: &dyn Ranks, tasks: &[&str], asked: &[Asked], profile: &str) -> Result<(), CliError> {
     // What is each rank's own share.
     let alike = |asked: &Asked| Asked {
         rows: String::new(),
@@ -29,7 +36,7 @@ pub(super) fn asked_alike(ranks: &dyn Ranks, asked: &[Asked], profile: &str) -> 
     };
     let alike: Vec<Asked> = asked.iter().map(alike).collect();
     let written = serde_json::to_string(&alike).map_err(l2d_eval::Error::from)?;
-    agree(ranks, &[("profile", profile.to_owned()), ("evaluation", written)])
+    agree(ranks, &[("tasks", tasks.join(" ")), ("profile", profile.to_owned()), ("evaluation", written)])
         .map_err(|error| together_failed(ranks, error.into()))
 }
 
