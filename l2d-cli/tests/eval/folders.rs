@@ -155,17 +155,20 @@ fn own_task(at: &Path) -> String {
     path.display().to_string()
 }
 
+/// Asks the questions of a task's file.
+fn asked(at: &Path, task: &str, out: &str, more: &[&str]) {
+    let mut command = l2d();
+    command.args(["eval", "--tasks", task, "--model"]).arg(tiny()).arg("--data").arg(at);
+    command.arg("--out").arg(at.join(out)).args(more).assert().success();
+}
+
 #[test]
 fn tasks_of_ones_own_are_scored_again_and_put_together_by_their_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     let task = own_task(at);
     let data = at.to_str().expect("text").to_owned();
-    let run = |out: &str, more: &[&str]| {
-        let mut command = l2d();
-        command.args(["eval", "--tasks", &task, "--data", &data, "--model"]).arg(tiny());
-        command.arg("--out").arg(at.join(out)).args(more).assert().success();
-    };
+    let run = |out: &str, more: &[&str]| asked(at, &task, out, more);
     for (out, part) in [("a", "1/2"), ("b", "2/2")] {
         run(out, &["--likelihood", "--shard", part]);
         run(out, &["--shard", part]);
@@ -191,11 +194,7 @@ fn other_versions_of_a_task_are_other_runs_and_a_merge_that_fails_leaves_nothing
     let at = folder.path();
     let task = own_task(at);
     let data = at.to_str().expect("text").to_owned();
-    let run = |out: &str, more: &[&str]| {
-        let mut command = l2d();
-        command.args(["eval", "--tasks", &task, "--data", &data, "--model"]).arg(tiny());
-        command.arg("--out").arg(at.join(out)).args(more).assert().success();
-    };
+    let run = |out: &str, more: &[&str]| asked(at, &task, out, more);
     run("out", &[]);
     let text = std::fs::read_to_string(&task).expect("read");
     let edit = |from: &str, to: &str| {
