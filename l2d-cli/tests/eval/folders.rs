@@ -130,7 +130,7 @@ fn finished_runs_of_other_sizes_are_finished_and_kept_scores_stay() {
 }
 
 /// A task whose file is not called as it is, with options.
-fn own_task(at: &Path) -> String {
+pub(crate) fn own_task(at: &Path) -> String {
     let rows: String = (0..6)
         .map(|i| format!("{{\"a\": {i}, \"options\": [\"{}\", \"{}\"], \"place\": {}}}\n", i * 2, i * 3 + 1, i % 2))
         .collect();

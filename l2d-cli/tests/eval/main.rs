@@ -340,28 +340,10 @@ fn what_makes_no_sense_is_refused_with_what_would() {
 fn options_are_scored_by_likelihood() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    let rows: String = (0..6)
-        .map(|i| format!("{{\"a\": {i}, \"options\": [\"{}\", \"{}\"], \"place\": {}}}\n", i * 2, i * 3 + 1, i % 2))
-        .collect();
-    std::fs::write(at.join("test.jsonl"), rows).expect("written");
-    let task = r#"
-        name = "doubles"
-        version = 1
-        question = "{{ a }}+{{ a }}"
-        answer = "{{ options[place] }}"
-        [data]
-        folder = "."
-        [[metrics]]
-        name = "bare"
-        [likelihood]
-        context = "{{ a }}+{{ a }}="
-        options = "options"
-        index = "{{ place }}"
-    "#;
-    std::fs::write(at.join("doubles.toml"), task).expect("written");
+    let task = folders::own_task(at);
     let run = |out: &str, more: &[&str]| {
         let mut command = l2d();
-        command.args(["eval", "--likelihood", "--model"]).arg(tiny()).arg("--tasks").arg(at.join("doubles.toml"));
+        command.args(["eval", "--likelihood", "--model"]).arg(tiny()).args(["--tasks", &task]);
         command.arg("--data").arg(at).arg("--out").arg(at.join(out)).args(more);
         command.assert().success()
     };

@@ -250,31 +250,4 @@ mod tests {
         });
         assert!(found.iter().all(|said| said.as_ref().is_err_and(|said| said.contains("out of step"))), "{found:?}");
     }
-
-    /// What docs/scaling.md calls the rate at which ranks of one process add up; run by hand:
-    /// `cargo test --release -p l2d-train --lib -- --ignored --nocapture adding_up`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn adding_up_takes() {
-        for (size, count) in [(2, 37 << 20), (2, 73 << 20), (4, 37 << 20), (8, 37 << 20)] {
-            let seconds = on_all(size, |ranks| {
-                let mut values = vec![ranks.rank() as f32; count];
-                let mut rounds = Vec::new();
-                for _ in 0..5 {
-                    ranks.wait().expect("all are there");
-                    let start = std::time::Instant::now();
-                    ranks.sum(&mut values).expect("all are there");
-                    rounds.push(start.elapsed().as_secs_f64());
-                }
-                rounds.sort_by(f64::total_cmp);
-                rounds[2]
-            });
-            let slowest = seconds.into_iter().fold(0.0, f64::max);
-            eprintln!(
-                "{size} ranks, {} MB: {slowest:.3} s, {:.2} GB/s",
-                4 * count / 1_000_000,
-                4e-9 * count as f64 / slowest
-            );
-        }
-    }
 }
