@@ -7,7 +7,6 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_core::cpu::CacheFormat;
 use l2d_eval::report::{Published, Report, TaskReport};
-
 use l2d_eval::task::{Profile, Turn};
 use l2d_eval::{Evaluation, Journal, LengthLimit, RunResult, RunSettings, Scoring, Task};
 use l2d_infer::decode::BeamParams;

@@ -6,7 +6,6 @@ use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use l2d_eval::likelihood::{ByLikelihood, LikelihoodEvaluation, LikelihoodScorer, OptionLikelihood, ScoredQuestion};
 use l2d_eval::report::{Published, Report, TaskReport};
-
 use l2d_eval::task::{LikelihoodQuestion, Profile};
 use l2d_eval::tasks::by_name;
 use l2d_eval::{BoxError, RunSettings, Task, Tools};
